@@ -1,0 +1,128 @@
+"""CTC fine-tuning at character level: transcribed audio -> a model folder that transcribes.
+
+    python recipes/finetune_ctc.py hparams/ctc/tiny.yaml --pretrained runs/pretrain_tiny/model \
+        --train_csv train.csv --valid_csv dev.csv --test_csvs "{test: test.csv}" [--key value ...]
+
+Every top-level key of the YAML can be overridden; `--pretrained null` trains from scratch.
+SpeechBrain's options work too: --device cuda, --precision bf16, --debug; torchrun as for
+pretraining. Started again with the same output folder, an interrupted run goes on.
+
+Writes into <output_folder>: model/ (for `w2v transcribe --model` and `from_hparams`), results.json,
+wer_<test set>.txt (aligned errors), steps.jsonl, curves.png, tensorboard/, train_log.txt, save/.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.distributed import ddp_init_group, run_on_main
+
+from w2v_plugin.attention import ChunkConfig
+from w2v_plugin.brains import CTCBrain
+from w2v_plugin.data import BucketSampler, collate, speech_dataset
+from w2v_plugin.folders import load_pretrained, save_asr
+
+
+def load_data(hparams: dict[str, Any], manifest: str) -> DynamicItemDataset:
+    return speech_dataset(
+        manifest,
+        vocabulary=hparams["vocabulary"],
+        max_s=hparams["max_s"],
+        keep_audio=hparams["keep_audio"],
+    )
+
+
+def by_length(dataset: DynamicItemDataset, budget_s: float) -> dict[str, Any]:
+    """Loader settings for evaluation: sorted by length, nothing dropped."""
+    durations = [dataset.data[name]["duration"] for name in dataset.data_ids]
+    sampler = BucketSampler(durations, budget_s=budget_s, shuffle=False)
+    return {"batch_sampler": sampler, "collate_fn": collate}
+
+
+def train(brain: CTCBrain, hparams: dict[str, Any]) -> None:
+    """Fit on the training manifest, validating at full context."""
+    train_set = load_data(hparams, hparams["train_csv"])
+    valid_set = load_data(hparams, hparams["valid_csv"])
+    sampler = BucketSampler(
+        [train_set.data[name]["duration"] for name in train_set.data_ids],
+        budget_s=hparams["batch_s"],
+        batches=hparams["valid_every"] * brain.grad_accumulation_factor,
+        seed=hparams["seed"],
+    )
+    brain.train_sampler = sampler  # SpeechBrain forgets it outside of DDP: no reshuffling
+    brain.fit(
+        hparams["epoch_counter"],
+        train_set,
+        valid_set,
+        train_loader_kwargs={"batch_sampler": sampler, "collate_fn": collate},
+        valid_loader_kwargs=by_length(valid_set, hparams["batch_s"] * 4),
+    )
+
+
+def test(brain: CTCBrain, hparams: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Error rates of the best model on every test set, at every chunk size."""
+    folder = Path(hparams["output_folder"])
+    results = {}
+    for name, manifest in hparams["test_csvs"].items():
+        dataset = load_data(hparams, manifest)
+        for frames in hparams["eval_chunks"]:
+            brain.eval_chunk = None if frames is None else ChunkConfig(frames)
+            loader = by_length(dataset, hparams["batch_s"] * 4)
+            brain.evaluate(dataset, min_key="WER", test_loader_kwargs=loader)
+            key = name if frames is None else f"{name}_{frames * 20}ms"
+            results[key] = brain.test_scores
+            run_on_main(write_alignments, args=[brain, folder / f"wer_{key}.txt"])
+    return results
+
+
+def write_alignments(brain: CTCBrain, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        brain.wer.write_stats(file)
+
+
+def write_results(folder: Path, brain: CTCBrain, results: dict[str, dict[str, float]]) -> None:
+    """results.json, and the same for people."""
+    curve = [r for r in brain.monitor.records if "valid_WER" in r]
+    report = {"test": results, "valid": curve, "seconds": brain.progress.seconds}
+    (folder / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+    for name, scores in results.items():
+        print(f"{name:<24} WER {scores['WER']:6.2f} %   CER {scores['CER']:6.2f} %")
+    print(f"Model folder: {folder / 'model'}")
+
+
+def main(argv: list[str]) -> None:
+    """Run the recipe with command-line arguments."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(argv)
+    ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    if hparams["pretrained"]:
+        load_pretrained(hparams["pretrained"], hparams["wav2vec2"])
+        if hparams["freeze_extractor"]:
+            hparams["wav2vec2"].freeze_extractor()
+    brain = CTCBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    train(brain, hparams)
+    brain.on_evaluate_start(min_key="WER")
+    folder = Path(hparams["output_folder"])
+    run_on_main(save_asr, args=[folder / "model", hparams["model"], hparams["vocabulary"]])
+    run_on_main(write_results, args=[folder, brain, test(brain, hparams)])
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]) or len(sys.argv) == 1:
+        print(__doc__)
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,89 @@
+"""Files -> 16 kHz mono waveforms, or one clear error.
+
+soundfile decodes (wav, flac, ogg/opus, mp3), torchaudio resamples. A file is read whole: 25 minutes
+of speech are 96 MB.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from w2v_plugin.errors import BadAudio
+from w2v_plugin.frames import RECEPTIVE_FIELD, SAMPLE_RATE
+
+UNKNOWN_SIZE = 0x7FFF0000  # what programs that write wav into a pipe claim, and more
+
+
+def read_audio(path: str | Path) -> Tensor:
+    """Read one file as the models want it.
+
+    Parameters
+    ----------
+    path : str or Path
+        Any format that libsndfile decodes, any sample rate, any number of channels
+        (they are averaged).
+
+    Returns
+    -------
+    Tensor
+        (samples,) float32 at 16 kHz, about in [-1, 1].
+
+    Raises
+    ------
+    BadAudio
+        The file is missing, not audio, truncated, empty, shorter than one frame (25 ms), or
+        holds NaN or infinite samples.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadAudio(f"{path}: no such file. Check the path or the manifest that names it.")
+    try:
+        with soundfile.SoundFile(str(path)) as sound:
+            rate, expected = sound.samplerate, _promised(sound)
+            data = sound.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        reason = str(error).split(": ")[-1].strip().rstrip(".") or "its data breaks off"
+        raise BadAudio(
+            f"{path}: cannot be decoded ({reason}). Expected wav, flac, ogg or mp3; "
+            "is the file complete and really audio?"
+        ) from error
+    if 0 < len(data) < expected < 2**62:
+        raise BadAudio(
+            f"{path}: truncated: {len(data)} samples were read, its header promises {expected}. "
+            "Copy or download it again."
+        )
+    wav = torch.from_numpy(data).mean(dim=1)
+    return check_wav(resample(wav, rate), name=str(path))
+
+
+def _promised(sound: soundfile.SoundFile) -> int:
+    """Frames that the header promises; libsndfile quietly cuts those of a truncated wav."""
+    size = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    if size is None or int(size[1]) >= UNKNOWN_SIZE:
+        return sound.frames
+    return sound.frames * int(size[1]) // max(int(size[2]), 1)
+
+
+def resample(wav: Tensor, rate: int) -> Tensor:
+    """Bring (..., samples) from `rate` to 16 kHz with a windowed-sinc filter."""
+    if rate == SAMPLE_RATE or wav.shape[-1] == 0:
+        return wav
+    return torchaudio.functional.resample(wav, rate, SAMPLE_RATE)
+
+
+def check_wav(wav: Tensor, name: str = "waveform") -> Tensor:
+    """Return `wav` (samples,) unchanged, or raise `BadAudio` saying why it is unusable."""
+    if wav.numel() < RECEPTIVE_FIELD:
+        raise BadAudio(
+            f"{name}: {wav.numel()} samples at 16 kHz, but one frame needs {RECEPTIVE_FIELD} "
+            "(25 ms). Leave it out or join it with its neighbor."
+        )
+    if not torch.isfinite(wav).all():
+        raise BadAudio(f"{name}: holds NaN or infinite samples. Export it again as 16-bit PCM.")
+    return wav

@@ -1,0 +1,134 @@
+"""Model folders: what training writes and everything else reads.
+
+    hyperparams.yaml   builds the model; what SpeechBrain's `from_hparams` reads
+    wav2vec2.ckpt      weights without a head: what fine-tuning and embeddings start from
+    head.ckpt          the CTC head            (after fine-tuning)
+    tokenizer.ckpt     the vocabulary          (after fine-tuning)
+
+`Wav2Vec2Encoder.from_hparams` loads either kind, `Wav2Vec2ASR.from_hparams` and SpeechBrain's own
+`EncoderASR.from_hparams` load a fine-tuned one, and `pretrained: <folder>` in a fine-tuning recipe
+takes both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import w2v_plugin
+from w2v_plugin.checkpoints import load_state
+from w2v_plugin.model import Wav2Vec2, Wav2Vec2CTC
+from w2v_plugin.text import CharVocabulary
+
+ENCODER_YAML = """\
+# Written by w2v_plugin {version}. Load this folder with
+#   {loader}
+sample_rate: 16000
+
+wav2vec2: !new:w2v_plugin.model.Wav2Vec2
+{wav2vec2}
+"""
+
+ASR_YAML = """
+head: !new:torch.nn.Linear
+  in_features: {dim}
+  out_features: {vocab}
+
+model: !new:w2v_plugin.model.Wav2Vec2CTC
+  wav2vec2: !ref <wav2vec2>
+  head: !ref <head>
+
+tokenizer: !new:w2v_plugin.text.CharVocabulary
+  letters: {letters}
+
+# for speechbrain.inference.ASR.EncoderASR
+decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
+  blank_id: {blank}
+
+modules:
+  encoder: !new:w2v_plugin.model.CTCLogProbs
+    model: !ref <model>
+    blank: {blank}
+  model: !ref <model>
+  wav2vec2: !ref <wav2vec2>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+  loadables:
+    wav2vec2: !ref <wav2vec2>
+    head: !ref <head>
+    tokenizer: !ref <tokenizer>
+  custom_hooks:
+    wav2vec2: !name:w2v_plugin.checkpoints.load_state
+    head: !name:w2v_plugin.checkpoints.load_state
+"""
+
+PRETRAINED_YAML = """
+modules:
+  wav2vec2: !ref <wav2vec2>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+  loadables:
+    wav2vec2: !ref <wav2vec2>
+  custom_hooks:
+    wav2vec2: !name:w2v_plugin.checkpoints.load_state
+"""
+
+
+def save_pretrained(folder: str | Path, wav2vec2: Wav2Vec2) -> None:
+    """Write a folder without a head: for fine-tuning and embeddings."""
+    text = encoder_yaml(wav2vec2, 'Wav2Vec2Encoder.from_hparams(source="<this folder>")')
+    write(folder, text + PRETRAINED_YAML)
+    torch.save(plain_state(wav2vec2), Path(folder) / "wav2vec2.ckpt")
+
+
+def save_asr(folder: str | Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary) -> None:
+    """Write a folder that transcribes."""
+    text = encoder_yaml(model.wav2vec2, 'Wav2Vec2ASR.from_hparams(source="<this folder>")')
+    text += ASR_YAML.format(
+        dim=model.head.in_features,
+        vocab=model.head.out_features,
+        letters=yaml.safe_dump(
+            vocabulary.letters, default_flow_style=True, allow_unicode=True, width=1_000_000
+        ).strip(),
+        blank=vocabulary.get_blank_index(),
+    )
+    write(folder, text)
+    torch.save(plain_state(model.wav2vec2), Path(folder) / "wav2vec2.ckpt")
+    torch.save(plain_state(model.head), Path(folder) / "head.ckpt")
+    vocabulary.save(Path(folder) / "tokenizer.ckpt")
+
+
+def load_pretrained(folder: str | Path, wav2vec2: Wav2Vec2) -> None:
+    """Fill `wav2vec2` from a folder of either kind; CheckpointMismatch if shapes differ."""
+    path = Path(folder) / "wav2vec2.ckpt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Expected a model folder written by pretraining or "
+            "fine-tuning, such as <output_folder>/model."
+        )
+    load_state(wav2vec2, path)
+
+
+def encoder_yaml(wav2vec2: Wav2Vec2, loader: str) -> str:
+    lines = yaml.safe_dump(plain(wav2vec2.config), sort_keys=False, default_flow_style=None).splitlines()
+    body = "\n".join("  " + line for line in lines)
+    return ENCODER_YAML.format(version=w2v_plugin.__version__, loader=loader, wav2vec2=body)
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Sequences of any kind (HyperPyYAML makes its own) as lists."""
+    return {
+        k: v if isinstance(v, (str, bool, int, float)) else list(v) for k, v in config.items()
+    }
+
+
+def plain_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+
+
+def write(folder: str | Path, text: str) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "hyperparams.yaml").write_text(text, encoding="utf-8")

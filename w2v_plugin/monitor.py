@@ -1,0 +1,83 @@
+"""What happens during training: a line per step in `steps.jsonl`, TensorBoard, PNG curves.
+
+`steps.jsonl` is the source; the picture is drawn from it, so that it survives interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from speechbrain.utils.distributed import if_main_process
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Monitor:
+    """Writes scalars of a run.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where `steps.jsonl`, `tensorboard/` and `curves.png` go.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> monitor = Monitor(tempfile.mkdtemp())
+    >>> monitor.write(1, {"loss": 4.6})
+    >>> monitor.records
+    [{'step': 1, 'loss': 4.6}]
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "steps.jsonl"
+        self.records: list[dict[str, Any]] = []
+        self.writer: SummaryWriter | None = None
+
+    def resume(self, step: int) -> None:
+        """Keep what was written up to `step`; later lines belong to work that is done again."""
+        if self.path.is_file():
+            lines = self.path.read_text().splitlines()
+            self.records = [r for r in map(json.loads, lines) if r["step"] <= step]
+            if if_main_process():
+                self.path.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Append one line; only the main process writes."""
+        record = {"step": step, **{k: float(f"{v:.6g}") for k, v in scalars.items()}}
+        self.records.append(record)
+        if not if_main_process():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.writer is None:
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+
+    def plot(self) -> None:
+        """Draw every scalar against the step into `curves.png`."""
+        names = sorted({name for record in self.records for name in record} - {"step"})
+        if not names or not if_main_process():
+            return
+        columns = 4
+        rows = -(-len(names) // columns)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        for axis, name in zip(axes.flat, names, strict=False):
+            points = [(r["step"], r[name]) for r in self.records if name in r]
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None)
+            axis.set_title(name)
+            axis.grid(alpha=0.3)
+        figure.savefig(self.folder / "curves.png", dpi=110)
+        plt.close(figure)

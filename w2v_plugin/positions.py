@@ -1,0 +1,58 @@
+"""Convolutional positions (wav2vec 2.0, section 2): one operator, chunk = infinity is published.
+
+A grouped convolution of 128 taps, centered: output t reads frames t-64 .. t+63. In chunks, each
+output reads the true frames to its left but zeros beyond the end of its chunk; with one chunk as
+long as the utterance that is exactly the published zero padding, so the same weights serve both.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+
+class ConvPositions(nn.Module):
+    """Relative positions by a weight-normalized grouped convolution and GELU.
+
+    Parameters
+    ----------
+    dim : int
+        Width of the encoder.
+    kernel : int
+        Taps (frames); 128 in all published models.
+    groups : int
+        Groups of the convolution; 16 in all published models.
+
+    Example
+    -------
+    >>> import torch
+    >>> ConvPositions(16, kernel=8, groups=4)(torch.randn(2, 30, 16)).shape
+    torch.Size([2, 30, 16])
+    """
+
+    def __init__(self, dim: int, kernel: int = 128, groups: int = 16) -> None:
+        super().__init__()
+        if dim % groups:
+            raise ValueError(f"dim={dim} is not divisible by groups={groups}.")
+        conv = nn.Conv1d(dim, dim, kernel, groups=groups)
+        # before the parametrization is put on: afterwards `weight` is computed, not stored
+        nn.init.normal_(conv.weight, mean=0.0, std=math.sqrt(4 / (kernel * dim)))
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        self.conv = weight_norm(conv, dim=2)  # one norm per tap
+        self.kernel = kernel
+
+    def forward(self, x: Tensor, chunk: int | None = None) -> Tensor:
+        """x (batch, frames, dim), padded frames zero -> positions to add, same shape."""
+        batch, frames, _ = x.shape
+        chunk = frames if chunk is None else min(chunk, frames)
+        past, future = self.kernel // 2, self.kernel - 1 - self.kernel // 2
+        short = -frames % chunk  # frames missing in the last chunk
+        x = F.pad(x.transpose(1, 2), (past, short))
+        windows = x.unfold(2, past + chunk, chunk)  # (batch, dim, chunks, past + chunk)
+        windows = windows.transpose(1, 2).flatten(0, 1)  # (batch * chunks, dim, past + chunk)
+        y = F.gelu(self.conv(F.pad(windows, (0, future))))  # (batch * chunks, dim, chunk)
+        y = y.unflatten(0, (batch, -1)).transpose(2, 3).flatten(1, 2)
+        return y[:, :frames]

@@ -1,0 +1,178 @@
+"""Text <-> tokens at character level.
+
+The published English vocabulary: 32 symbols, `<pad>` (the CTC blank) first, `|` between words,
+upper-case letters by frequency. Tokens of a checkpoint fine-tuned elsewhere keep their meaning.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from speechbrain.dataio.encoder import CTCTextEncoder
+
+BLANK, SPECIALS, WORD_BOUNDARY = "<pad>", ("<s>", "</s>", "<unk>"), "|"
+ENGLISH = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
+SPECIAL = re.compile(r"<.+>|\[.+\]")  # <unk>, </s>, [UNK], [PAD]: not text
+
+
+def normalize_text(text: str, letters: Iterable[str] = ENGLISH) -> str:
+    """Unicode NFC, single spaces, and the case that the letters have.
+
+    Example
+    -------
+    >>> normalize_text("  don't  stop")
+    "DON'T STOP"
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    letters = "".join(letters)
+    if letters == letters.upper():
+        return text.upper()
+    return text.lower() if letters == letters.lower() else text
+
+
+class CharVocabulary(CTCTextEncoder):
+    """Characters and special symbols with fixed indices; a SpeechBrain label encoder.
+
+    Parameters
+    ----------
+    letters : str or sequence of str
+        The characters, in the order of their indices (5 and up).
+
+    Example
+    -------
+    >>> vocabulary = CharVocabulary()
+    >>> len(vocabulary), vocabulary.encode_text("a cat")
+    (32, [7, 4, 19, 7, 6])
+    >>> vocabulary.decode_tokens([7, 4, 19, 7, 6])
+    'A CAT'
+    """
+
+    def __init__(self, letters: Sequence[str] = ENGLISH) -> None:
+        super().__init__()
+        for label in (BLANK, *SPECIALS, WORD_BOUNDARY, *letters):
+            self.add_label(label)
+        self.blank_label = BLANK
+        self.ignore_len()  # loading a file may change the length
+
+    @classmethod
+    def from_vocab_json(cls, path: str | Path) -> CharVocabulary:
+        """Vocabulary of a transformers checkpoint; every symbol keeps its index.
+
+        Parameters
+        ----------
+        path : str or Path
+            `vocab.json`. Read from beside it, if there: `config.json` (`pad_token_id` is the
+            blank), `tokenizer_config.json` and `added_tokens.json`.
+
+        Raises
+        ------
+        ValueError
+            One vocabulary per language (MMS), two symbols with one index, or no blank.
+
+        Example
+        -------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "vocab.json")
+        ...     _ = path.write_text('{"a": 0, "|": 1, "b": 2, "[PAD]": 3}')
+        ...     vocabulary = CharVocabulary.from_vocab_json(path)
+        >>> vocabulary.get_blank_index(), vocabulary.decode_tokens([0, 1, 2])
+        (3, 'a b')
+        """
+        tokens = _published_tokens(path := Path(path))
+        vocabulary = cls(())
+        vocabulary.lab2ind = tokens
+        vocabulary.ind2lab = {index: label for label, index in tokens.items()}
+        blank = _read_json(path.with_name("config.json")).get("pad_token_id")
+        if blank is None:
+            blank = tokens.get(BLANK, tokens.get("[PAD]"))
+        if blank not in vocabulary.ind2lab:
+            raise ValueError(
+                f"{path}: no CTC blank: pad_token_id={blank} is not among the {len(tokens)} "
+                "indices. Put the right pad_token_id into the config.json beside it."
+            )
+        vocabulary.blank_label = vocabulary.ind2lab[blank]
+        return vocabulary
+
+    @property
+    def letters(self) -> list[str]:
+        """The characters, without special symbols, in the order of their indices."""
+        return [
+            label
+            for _, label in sorted(self.ind2lab.items())
+            if label != WORD_BOUNDARY and not self.is_special(label)
+        ]
+
+    def is_special(self, label: str) -> bool:
+        """Whether a label is the blank or in angle or square brackets: never part of a text."""
+        return label == self.blank_label or SPECIAL.fullmatch(label) is not None
+
+    def unknown(self, text: str) -> list[str]:
+        """Characters of the normalized text that have no token, sorted.
+
+        Example
+        -------
+        >>> CharVocabulary().unknown("naïve, 2")
+        [',', '2', 'Ï']
+        """
+        return sorted(set(normalize_text(text, self.letters)) - set(self.letters) - {" "})
+
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of a text; ValueError if a character has none."""
+        if unknown := self.unknown(text):
+            raise ValueError(
+                f"{text!r} has characters outside the vocabulary: {' '.join(unknown)}. "
+                "Spell them out, or build a vocabulary that has them."
+            )
+        text = normalize_text(text, self.letters).replace(" ", WORD_BOUNDARY)
+        return [self.lab2ind[character] for character in text]
+
+    def decode_tokens(self, tokens: Iterable[int]) -> str:
+        """Text of collapsed tokens (no blanks, no repeats); special symbols are dropped."""
+        return " ".join("".join(self.decode_ndim(tokens)).split())
+
+    def decode_ndim(self, x: Any) -> Any:
+        """As in `CTCTextEncoder`, but with a space for `|` and nothing for special symbols."""
+        label = super().decode_ndim(x)
+        if label == WORD_BOUNDARY:
+            return " "
+        return "" if isinstance(label, str) and self.is_special(label) else label
+
+
+def ctc_frames(tokens: Sequence[int]) -> int:
+    """Fewest frames in which CTC can say `tokens`: one each, and a blank between repeats.
+
+    Example
+    -------
+    >>> ctc_frames([5, 6, 6])
+    4
+    """
+    return len(tokens) + sum(a == b for a, b in pairwise(tokens))
+
+
+def _published_tokens(path: Path) -> dict[str, int]:
+    """Symbols and indices of a vocab.json and of what transformers adds to it elsewhere."""
+    tokens = json.loads(path.read_text(encoding="utf-8"))
+    settings = _read_json(path.with_name("tokenizer_config.json"))
+    for index, added in settings.get("added_tokens_decoder", {}).items():
+        tokens[added["content"]] = int(index)
+    tokens.update(_read_json(path.with_name("added_tokens.json")))
+    if not all(isinstance(index, int) for index in tokens.values()):
+        raise ValueError(
+            f"{path}: expected one index per symbol, got one vocabulary per language. "
+            "Save the entry of your language as a vocab.json of its own."
+        )
+    if len(set(tokens.values())) < len(tokens):
+        raise ValueError(f"{path}: two symbols have the same index. Give each its own.")
+    delimiter = settings.get("word_delimiter_token")
+    if delimiter in tokens and WORD_BOUNDARY not in tokens:
+        tokens[WORD_BOUNDARY] = tokens.pop(delimiter)
+    return tokens
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """A file's object; empty if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
