@@ -252,16 +252,16 @@ class PretrainBrain(StepBrain):
         count = contrastive.count.clamp(min=1)
         record = {
             "loss": loss.item(),
-            "contrastive": float(contrastive.loss / count),
-            "accuracy": float(contrastive.correct / count),
-            "diversity": float(quantized.diversity),
-            "commitment": float(quantized.commitment),
-            "feature_penalty": float(outputs.penalty),
-            "code_perplexity": float(quantized.code_perplexity.mean()),
-            "prob_perplexity": float(quantized.prob_perplexity.mean()),
-            "codes_used": float(quantized.usage.mean()),
-            "shared_negatives": float(contrastive.shared),
-            "masked_share": float(outputs.mask.sum() / outputs.frame_lengths.sum()),
+            "contrastive": (contrastive.loss / count).item(),
+            "accuracy": (contrastive.correct / count).item(),
+            "diversity": quantized.diversity.item(),
+            "commitment": quantized.commitment.item(),
+            "feature_penalty": outputs.penalty.item(),
+            "code_perplexity": quantized.code_perplexity.mean().item(),
+            "prob_perplexity": quantized.prob_perplexity.mean().item(),
+            "codes_used": quantized.usage.mean().item(),
+            "shared_negatives": contrastive.shared.item(),
+            "masked_share": (outputs.mask.sum() / outputs.frame_lengths.sum()).item(),
             "temperature": self.model.quantizer.temperature,
         }
         check_collapse(record)

@@ -227,11 +227,9 @@ def load_torchaudio(
             f"torchaudio state dict: kernels {shapes['kernels']} are not the published "
             f"{KERNELS}, so its strides are unknown. Pass the module itself."
         )
-    ours: Wav2Vec2 | Wav2Vec2CTC = Wav2Vec2(
-        **shapes, normalize=normalize, normalize_eps=TORCHAUDIO_EPS, padding=padding
-    )
-    if "aux.weight" in state:
-        ours = Wav2Vec2CTC(ours, vocab_size=len(state["aux.weight"]))
+    body = Wav2Vec2(**shapes, normalize=normalize, normalize_eps=TORCHAUDIO_EPS, padding=padding)
+    head = state.get("aux.weight")
+    ours = body if head is None else Wav2Vec2CTC(body, vocab_size=len(head))
     load_strict(ours, state, "torchaudio model", translate=torchaudio_name)
     return ours.eval()
 
@@ -430,15 +428,14 @@ def _find_files(source: str | Path) -> tuple[Path, Path, Path | None]:
     weights = next((path for name in WEIGHTS if config and (path := find(name))), None)
     if config is None or weights is None:
         absent = "config.json" if config is None else " or ".join(WEIGHTS)
-        place = (
-            "such folder here, and on the Hugging Face hub no" if on_hub else "such folder or no"
-        )
-        hint = ""
-        if (folder / "hyperparams.yaml").is_file():
-            hint = " This is a folder of ours: open it with `from_hparams(source=...)`."
+        problem = f"no such folder or no {absent} in it"
+        if on_hub:
+            problem = f"no such folder, and could not get its {absent} from the Hugging Face hub"
+        elif (folder / "hyperparams.yaml").is_file():
+            problem = "a folder of ours: open it with `from_hparams(source=...)`"
         raise FileNotFoundError(
-            f"{source}: no {place} {absent} in it. Expected a folder with config.json and "
-            f"{' or '.join(WEIGHTS)}, or a model id on the hub like facebook/wav2vec2-base.{hint}"
+            f"{source}: {problem}. Expected a folder with config.json and {' or '.join(WEIGHTS)}, "
+            "or a model id on the hub like facebook/wav2vec2-base."
         )
     return config, weights, find("preprocessor_config.json")
 

@@ -113,16 +113,14 @@ def load_pretrained(folder: str | Path, wav2vec2: Wav2Vec2) -> None:
 
 
 def encoder_yaml(wav2vec2: Wav2Vec2, loader: str) -> str:
-    lines = yaml.safe_dump(plain(wav2vec2.config), sort_keys=False, default_flow_style=None).splitlines()
-    body = "\n".join("  " + line for line in lines)
+    text = yaml.safe_dump(plain(wav2vec2.config), sort_keys=False, default_flow_style=None)
+    body = "\n".join("  " + line for line in text.splitlines())
     return ENCODER_YAML.format(version=w2v_plugin.__version__, loader=loader, wav2vec2=body)
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
     """Sequences of any kind (HyperPyYAML makes its own) as lists."""
-    return {
-        k: v if isinstance(v, (str, bool, int, float)) else list(v) for k, v in config.items()
-    }
+    return {k: v if isinstance(v, (str, bool, int, float)) else list(v) for k, v in config.items()}
 
 
 def plain_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

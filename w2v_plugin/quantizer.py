@@ -56,7 +56,9 @@ def perplexity(probs: Tensor) -> Tensor:
     >>> perplexity(torch.full((4,), 0.25)).item()
     4.0
     """
-    return torch.exp(-torch.special.xlogy(probs, probs).sum(-1))
+    # clamped: log(0) has an infinite gradient, which even a loss weight of 0 turns into NaN
+    logs = torch.log(probs.clamp(min=torch.finfo(probs.dtype).tiny))
+    return torch.exp(-(probs * logs).sum(-1))
 
 
 def code_histogram(codes: Tensor, size: int) -> Tensor:
@@ -64,6 +66,16 @@ def code_histogram(codes: Tensor, size: int) -> Tensor:
     counts = torch.zeros(codes.shape[1], size, device=codes.device)
     counts.scatter_add_(1, codes.t(), torch.ones_like(codes.t(), dtype=counts.dtype))
     return counts / max(len(codes), 1)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over the first axis; zeros, not NaN, when there is nothing to average."""
+    return x.sum(0) / max(len(x), 1)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Mean of squares; zero for no elements."""
+    return x.square().sum() / max(x.numel(), 1)
 
 
 def widen(x: Tensor) -> Tensor:
@@ -159,7 +171,7 @@ class GumbelQuantizer(nn.Module):
             vectors=vectors,
             codes=choice.argmax(-1),
             shares=shares,
-            prob_perplexity=perplexity(probs.reshape(-1, self.groups, self.codes).mean(0)),
+            prob_perplexity=perplexity(mean(probs.reshape(-1, self.groups, self.codes))),
             commitment=vectors.new_zeros(()),
         )
 
@@ -274,14 +286,14 @@ class NearestQuantizer(nn.Module):
         if self.training:
             self.recent = z_kept.detach()
             self.running_usage.lerp_(shares * self.codes, 1 - self.DECAY)
-        probs = (-distances[keep]).reshape(-1, self.groups, self.codes).softmax(-1).mean(0)
+        probs = mean((-distances[keep]).reshape(-1, self.groups, self.codes).softmax(-1))
         return Quantized(
             vectors=(z + (q - z).detach()).flatten(-2).to(latents.dtype),
             codes=codes,
             shares=shares,
             prob_perplexity=perplexity(probs),
-            commitment=F.mse_loss(q_kept, z_kept.detach())
-            + self.commitment * F.mse_loss(z_kept, q_kept.detach()),
+            commitment=mean_square(q_kept - z_kept.detach())
+            + self.commitment * mean_square(z_kept - q_kept.detach()),
         )
 
 

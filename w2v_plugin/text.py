@@ -6,9 +6,12 @@ upper-case letters by frequency. Tokens of a checkpoint fine-tuned elsewhere kee
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from speechbrain.dataio.encoder import CTCTextEncoder
