@@ -189,7 +189,9 @@ def report(out: Path, seconds: float) -> None:
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\n{table(scores)}\n")
-    print("test: unseen voices m5, f4, linda. odd: unseen voices m8, Mike, klatt5. 640ms, 320ms: the")
+    print(
+        "test: unseen voices m5, f4, linda. odd: unseen voices m8, Mike, klatt5. 640ms, 320ms: the"
+    )
     print("same model, seeing 640 or 320 ms at a time and the past (masked offline decoding).")
     print(
         f"Pretraining: accuracy {pretraining['valid_accuracy']:.3f} against a measured chance of "

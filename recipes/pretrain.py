@@ -28,10 +28,11 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from w2v_plugin.brains import PretrainBrain, StepBrain, WarmStartBrain, tri_stage
+from w2v_plugin.brains import PretrainBrain, WarmStartBrain
 from w2v_plugin.data import BucketSampler, collate, crop, speech_dataset
 from w2v_plugin.folders import save_pretrained
 from w2v_plugin.frames import SAMPLE_RATE
+from w2v_plugin.training import StepBrain, tri_stage
 from w2v_plugin.warm_start import MelRegression
 
 

@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import w2v_plugin.checkpoints as checkpoints
-from w2v_plugin.checkpoints import export_hf, load_checkpoint, load_state, load_strict
+from w2v_plugin.checkpoints import export_hf, load_checkpoint
+from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2CTC, Wav2Vec2Pretraining
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer, NearestQuantizer
+from w2v_plugin.weights import load_state, load_strict
 
 KEY = "encoder.layers.1.final_layer_norm.bias"  # of transformers; ours is ...ffn_norm.bias
 TAPS = "encoder.pos_conv_embed.conv."
@@ -285,6 +288,9 @@ def test_export_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch) -> N
     with pytest.raises(FileExistsError, match="Choose another folder"):
         export_hf(tiny(), target)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (
+        len({path.stat().st_mode for path in target.iterdir()}) == 1
+    )  # readable by the same people
 
 
 def test_export_refuses_what_transformers_lacks(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def test_what_cannot_start_is_one_line_and_status_2(capsys, model, sounds, tmp_p
         ("transcribe", path, "--model", "nobody/no-such-model"): "nobody/no-such-model",
         ("transcribe", path, "--model", model / "pretrained"): "fine-tune it",
         ("transcribe", path, "--model", model / "asr", "--device", "gpu"): "gpu",
+        ("transcribe", path, "--model", model / "asr", "--device", "cuda:99"): "cannot load",
         ("transcribe", tmp_path / "empty", "--model", model / "asr"): "no audio files",
         ("embed", path, "--model", model / "asr", "--out", out, "--layer", "3"): "layers 0 to 2",
     }

@@ -8,10 +8,10 @@ How the audio passes through the files of this package:
                           │                                                       │
                           └──► quantizer ─► targets ───────► losses ◄─────────────┘  training only
 
-    model        puts these together: Wav2Vec2, Wav2Vec2Pretraining, Wav2Vec2CTC
+    model        puts these together; pretraining, ctc: the heads
     checkpoints  published weights <-> ours         folders  what training leaves for the interfaces
     audio        files -> wavs                      frames   samples <-> 20 ms frames
-    manifests, data, brains                         corpora -> batches -> training steps
+    manifests, data, training, brains               corpora -> batches -> training steps
 
 The names below are imported when they are first used, because SpeechBrain takes seconds to
 import and `w2v --help` should not.
@@ -37,14 +37,18 @@ __all__ = [
 if TYPE_CHECKING:
     from w2v_plugin.attention import ChunkConfig
     from w2v_plugin.checkpoints import export_hf, load_checkpoint
+    from w2v_plugin.ctc import Wav2Vec2CTC
     from w2v_plugin.interfaces import Wav2Vec2ASR, Wav2Vec2Encoder
-    from w2v_plugin.model import Wav2Vec2, Wav2Vec2CTC, Wav2Vec2Pretraining
+    from w2v_plugin.model import Wav2Vec2
+    from w2v_plugin.pretraining import Wav2Vec2Pretraining
 
 _HOMES = {
     "attention": ("ChunkConfig",),
     "checkpoints": ("export_hf", "load_checkpoint"),
     "interfaces": ("Wav2Vec2ASR", "Wav2Vec2Encoder"),
-    "model": ("Wav2Vec2", "Wav2Vec2CTC", "Wav2Vec2Pretraining"),
+    "model": ("Wav2Vec2",),
+    "pretraining": ("Wav2Vec2Pretraining",),
+    "ctc": ("Wav2Vec2CTC",),
 }
 
 

@@ -14,23 +14,24 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from shutil import copymode
 from typing import Any
 
-import torch
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
+from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
-from w2v_plugin.frames import KERNELS, SAMPLE_RATE, STRIDES
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2CTC, Wav2Vec2Pretraining
+from w2v_plugin.frames import SAMPLE_RATE
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer
+from w2v_plugin.weights import load_strict, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +62,6 @@ HF_NAMES: Names = {
     "project_context": "project_hid",
     "head": "lm_head",
 }
-# torchaudio nests the same names differently, has one head and no masks.
-TORCHAUDIO_NAMES: Names = {
-    ours: re.sub("^encoder", "encoder.transformer", theirs or "").replace(
-        "feature_projection", "encoder.feature_projection"
-    )
-    for ours, theirs in HF_NAMES.items()
-    if ours.startswith(("extractor", "projection", "encoder"))
-} | {"head": "aux", "mask_embedding": None}
 
 # Arguments of Wav2Vec2 -> keys of transformers' config.json.
 HF_CONFIG = {
@@ -98,9 +91,8 @@ HF_ONLY = {
     "add_adapter": False,
     "adapter_attn_dim": None,
 }
-HF_EPS, TORCHAUDIO_EPS = 1e-7, 1e-5  # of the waveform normalization
+HF_EPS = 1e-7  # of the waveform normalization
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-SHOWN = 10  # keys in an error message
 
 
 def hf_name(name: str) -> str | None:
@@ -112,22 +104,11 @@ def hf_name(name: str) -> str | None:
     'wav2vec2.encoder.layers.3.feed_forward.intermediate_dense.bias'
     """
     prefix = "wav2vec2." if name.startswith("wav2vec2.") else ""
-    theirs = _translate(name.removeprefix(prefix), HF_NAMES)
+    theirs = translate(name.removeprefix(prefix), HF_NAMES)
     return None if theirs is None else prefix + theirs
 
 
-def torchaudio_name(name: str) -> str | None:
-    """Name of our parameter in torchaudio; None if it has none there.
-
-    Example
-    -------
-    >>> torchaudio_name("wav2vec2.encoder.norm.bias")
-    'encoder.transformer.layer_norm.bias'
-    """
-    return _translate(name.removeprefix("wav2vec2."), TORCHAUDIO_NAMES)
-
-
-def _translate(name: str, names: Names) -> str | None:
+def translate(name: str, names: Names) -> str | None:
     numbers = re.findall(r"\.(\d+)\.", name)
     template = re.sub(r"\.\d+\.", ".{}.", name)
     for ours, theirs in names.items():
@@ -174,107 +155,11 @@ def load_checkpoint(source: str | Path, *, padding: str = "exact") -> AnyModel:
     if preprocessor_path is not None:
         preprocessor = json.loads(preprocessor_path.read_text(encoding="utf-8"))
     _check_config(config, preprocessor.get("sampling_rate", SAMPLE_RATE), str(source))
-    state = _read_weights(weights_path)
+    state = read_weights(weights_path)
     normalize = preprocessor.get("do_normalize", True)
     model = _build(config, state, normalize=normalize, padding=padding)
     load_strict(model, state, str(source), translate=hf_name, optional=("masked_spec_embed",))
     return model.eval()
-
-
-def load_torchaudio(
-    model: nn.Module | tuple[Mapping[str, Tensor], int],
-    *,
-    normalize: bool = False,
-    padding: str = "exact",
-) -> Wav2Vec2 | Wav2Vec2CTC:
-    """Take over a torchaudio model.
-
-    Parameters
-    ----------
-    model : torchaudio.models.Wav2Vec2Model or (state dict, number of heads)
-        A bundle's `get_model()` works as well, and brings its own `normalize`. Shapes are read
-        off the weights. They do not tell the number of heads, nor pre-norm from post-norm: for a
-        bare state dict the latter is taken from the extractor, as in all published models.
-    normalize : bool
-        Whether the model was trained on normalized waveforms (LARGE LV-60, XLSR).
-    padding : {"exact", "mask", "reference"}
-        See `Wav2Vec2`.
-
-    Returns
-    -------
-    Wav2Vec2 or Wav2Vec2CTC
-        The latter if there is an auxiliary head; in evaluation mode.
-
-    Example
-    -------
-    >>> import torchaudio
-    >>> theirs = torchaudio.models.wav2vec2_model(
-    ...     "group_norm", [(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2, False,
-    ...     16, 0.0, 8, 4, 1, 2, 0.0, 32, 0.0, 0.0, False, 0.0, None)
-    >>> load_torchaudio(theirs)(torch.randn(1, 16000)).context.shape
-    torch.Size([1, 49, 16])
-    """
-    if isinstance(model, tuple):
-        state, heads = model
-        known: dict[str, Any] = {"heads": heads}
-    else:
-        normalize = getattr(model, "normalize_waveform", normalize)
-        model = model.get_submodule("model") if hasattr(model, "normalize_waveform") else model
-        state, known = model.state_dict(), _torchaudio_attributes(model)
-    shapes = _torchaudio_shapes(state) | known
-    if "strides" not in known and tuple(shapes["kernels"]) != KERNELS:
-        raise CheckpointMismatch(
-            f"torchaudio state dict: kernels {shapes['kernels']} are not the published "
-            f"{KERNELS}, so its strides are unknown. Pass the module itself."
-        )
-    body = Wav2Vec2(**shapes, normalize=normalize, normalize_eps=TORCHAUDIO_EPS, padding=padding)
-    head = state.get("aux.weight")
-    ours = body if head is None else Wav2Vec2CTC(body, vocab_size=len(head))
-    load_strict(ours, state, "torchaudio model", translate=torchaudio_name)
-    return ours.eval()
-
-
-def _torchaudio_attributes(model: Any) -> dict[str, Any]:
-    """What a module knows and its weights do not."""
-    layer = model.encoder.transformer.layers[0]
-    return {
-        "heads": layer.attention.num_heads,
-        "norm_first": layer.layer_norm_first,  # of a layer: the transformer's own is inverted
-        "strides": [block.conv.stride[0] for block in model.feature_extractor.conv_layers],
-    }
-
-
-def _torchaudio_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of Wav2Vec2 that the shapes of torchaudio weights tell."""
-    conv, transformer = "feature_extractor.conv_layers.{}.", "encoder.transformer."
-    taps = f"{transformer}pos_conv_embed.conv."
-    spellings = ("parametrizations.weight.original1", "weight_v", "weight")
-    try:
-        count = next(i for i in range(99) if conv.format(i) + "conv.weight" not in state)
-        convs = [state[conv.format(i) + "conv.weight"].shape for i in range(count)]
-        layers = {k.split(".")[3] for k in state if k.startswith(transformer + "layers.")}
-        dim, group, kernel = next(state[taps + s].shape for s in spellings if taps + s in state)
-        ffn = state[transformer + "layers.0.feed_forward.intermediate_dense.weight"]
-    except (KeyError, StopIteration) as error:
-        raise CheckpointMismatch(
-            f"torchaudio model: not the names of a Wav2Vec2Model ({error}). Expected the state "
-            "dict of torchaudio.models.Wav2Vec2Model."
-        ) from error
-    kernels = [shape[2] for shape in convs]
-    layer_norm = conv.format(count - 1) + "layer_norm.weight" in state
-    return {
-        "dim": dim,
-        "layers": len(layers),
-        "ffn_dim": len(ffn),
-        "channels": [shape[0] for shape in convs],
-        "kernels": kernels,
-        "strides": list(STRIDES),
-        "extractor_norm": "layer" if layer_norm else "group",
-        "conv_bias": conv.format(0) + "conv.bias" in state,
-        "norm_first": layer_norm,
-        "positions_kernel": kernel,
-        "positions_groups": dim // group,
-    }
 
 
 def export_hf(model: AnyModel, folder: str | Path) -> None:
@@ -316,102 +201,8 @@ def export_hf(model: AnyModel, folder: str | Path) -> None:
             (new / f"{name}.json").write_text(
                 json.dumps(content, indent=2) + "\n", encoding="utf-8"
             )
+        copymode(new / "config.json", new / WEIGHTS[0])  # safetensors writes for its owner only
         new.rename(folder)
-
-
-def load_state(module: nn.Module, path: str | Path, *args: Any) -> None:
-    """Fill `module` from one of our `.ckpt` files; a hook for SpeechBrain's `Pretrainer`.
-
-    The file is read without executing code from it. Further arguments (SpeechBrain's
-    checkpointer passes some) are ignored.
-    """
-    load_strict(module, _read_weights(Path(path)), str(path))
-
-
-def load_strict(
-    module: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    source: str,
-    *,
-    translate: Callable[[str], str | None] = str,
-    optional: Collection[str] = (),
-) -> None:
-    """Fill every parameter of `module` from `state_dict`, and use up all of the latter.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Left untouched if anything does not fit.
-    state_dict : mapping of str to Tensor
-        Any spelling of weight norm, any floating-point type.
-    source : str
-        Where the weights come from, for the message.
-    translate : callable
-        Our name -> theirs, or None to keep what the module has.
-    optional : collection of str
-        Their names that may be absent.
-
-    Raises
-    ------
-    CheckpointMismatch
-        Names the missing, unknown and misshapen keys.
-
-    Example
-    -------
-    >>> layer = nn.Linear(2, 2)
-    >>> load_strict(layer, {"weight": torch.eye(2), "bias": torch.zeros(2)}, "an example")
-    >>> layer(torch.ones(1, 2)).tolist()
-    [[1.0, 1.0]]
-    """
-    own = {k: v for k, v in module.state_dict().items() if translate(k) is not None}
-    theirs = {name: str(translate(name)) for name in own}
-    state = _with_weight_norm(state_dict, theirs.values())
-    absent = [key for key in theirs.values() if key not in state]
-    problems = {
-        "missing": [key for key in absent if key not in optional],
-        "unknown": sorted(set(state) - set(theirs.values())),
-        "misshapen": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
-            for name, key in theirs.items()
-            if key in state and state[key].shape != own[name].shape
-        ],
-    }
-    if any(problems.values()):
-        raise CheckpointMismatch(_describe(source, type(module).__name__, problems))
-    if absent:
-        logger.info("%s has no %s; kept the initial values.", source, ", ".join(absent))
-    found = {name: state[key] for name, key in theirs.items() if key in state}
-    module.load_state_dict(found, strict=False)  # strictness is what was checked above
-
-
-def _describe(source: str, module: str, problems: Mapping[str, list[str]]) -> str:
-    parts = []
-    for kind, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-            parts.append(f"{len(keys)} {kind}: {', '.join(keys[:SHOWN])}{more}")
-    return (
-        f"{source} does not fit {module}. {'; '.join(parts)}. Build the model with the shapes "
-        "that the weights were trained with, or check that the file belongs to this model."
-    )
-
-
-def _with_weight_norm(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    """Legacy and folded weight norm, respelled where a parametrized one is expected."""
-    state = dict(state)
-    for key in expected:
-        stem = key.removesuffix("parametrizations.weight.original0")
-        if stem == key:
-            continue
-        g, v = key, stem + "parametrizations.weight.original1"
-        for legacy, name in ((stem + "weight_g", g), (stem + "weight_v", v)):
-            if legacy in state:
-                state[name] = state.pop(legacy)
-        if stem + "weight" in state and g not in state and v not in state:
-            weight = state.pop(stem + "weight").float()
-            state[g] = weight.norm(dim=(0, 1), keepdim=True)  # one norm per tap
-            state[v] = torch.where(state[g] == 0, 1.0, weight)  # a zero tap: 0 * 1, not 0 / 0
-    return state
 
 
 def _find_files(source: str | Path) -> tuple[Path, Path, Path | None]:
@@ -449,27 +240,6 @@ def _fetch(name: str, source: str) -> Path | None:
     except (OSError, ValueError, EntryNotFoundError) as error:
         logger.info("%s: %s not fetched (%s).", source, name, error)
         return None
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, on the CPU; nothing in it is executed."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Expected a file of weights.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointMismatch(
-            f"{path}: not readable as plain weights ({str(error).splitlines()[0]}). Is the file "
-            "complete? Copy or download it again."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointMismatch(
-            f"{path}: holds a {type(state).__name__} of other things, expected a state dict "
-            "(names and tensors). Save `module.state_dict()`."
-        )
-    return state
 
 
 def _check_config(config: Mapping[str, Any], rate: int, source: str) -> None:

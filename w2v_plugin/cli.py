@@ -189,8 +189,9 @@ def find_audio(files: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 def load(kind: str, model: str, device: str | None) -> Any:
     """A `Wav2Vec2ASR` or `Wav2Vec2Encoder` from a model folder or a published checkpoint."""
-    logging.getLogger("speechbrain").setLevel(logging.WARNING)
     interface = getattr(w2v_plugin, kind)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # SpeechBrain's loggers ignore the level of their parents
     try:
         if (Path(model).expanduser() / "hyperparams.yaml").is_file():
             options = {} if device is None else {"device": device}
@@ -198,6 +199,8 @@ def load(kind: str, model: str, device: str | None) -> Any:
         return interface.from_checkpoint(model, device=device)
     except (OSError, ValueError, RuntimeError, AssertionError) as error:  # the last: no CUDA
         raise CannotStart(f"cannot load the model: {' '.join(str(error).split())}") from error
+    finally:
+        logging.disable(before)
 
 
 def _check_layer(encoder: Any, layer: int) -> None:

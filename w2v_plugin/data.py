@@ -96,9 +96,7 @@ def speech_dataset(
     if not rows:
         raise BadManifest("\n".join([f"{manifest}: no usable utterance.", *left_out[:5]]))
     hours = sum(row["duration"] for row in rows.values()) / 3600
-    logger.info(
-        "%s: %d utterances, %.2f h; %d left out", manifest, len(rows), hours, len(left_out)
-    )
+    logger.info("%s: %d utterances, %.2f h; %d left out", manifest, len(rows), hours, len(left_out))
     dataset = DynamicItemDataset(rows)
     dataset.add_dynamic_item(AudioReader(keep_audio), takes="wav", provides="sig")
     keys = ["id", "sig"]
@@ -202,7 +200,9 @@ class BucketSampler(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         noise = torch.rand(len(self.durations), generator=generator, dtype=torch.float64)
         key = self.durations * (1 + 0.1 * noise) if self.shuffle else self.durations
-        batches, current, longest = [], [], 0.0
+        batches: list[list[int]] = []
+        current: list[int] = []
+        longest = 0.0
         for index in key.argsort(descending=True).tolist():
             longest = max(longest, float(self.durations[index]))
             if current and longest * (len(current) + 1) > self.budget_s:
@@ -239,7 +239,7 @@ def crop(wavs: Tensor, wav_lens: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     if wavs.shape[1] <= samples:
         return wavs, wav_lens
     lengths = torch.round(wav_lens * wavs.shape[1]).long()
-    start = (torch.rand(len(wavs), device=wavs.device) * (lengths - samples + 1).clamp(min=1)).long()
-    start = start // HOP * HOP
+    room = (lengths - samples + 1).clamp(min=1)
+    start = (torch.rand(len(wavs), device=wavs.device) * room).long() // HOP * HOP
     index = start[:, None] + torch.arange(samples, device=wavs.device)
     return wavs.gather(1, index), lengths.clamp(max=samples) / samples

@@ -107,7 +107,7 @@ class ContextEncoder(nn.Module):
             )
             for _ in range(layers)
         )
-        for name, module in self.layers.named_modules():
+        for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, mean=0.0, std=0.02)
                 nn.init.zeros_(module.bias)

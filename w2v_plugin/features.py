@@ -49,7 +49,7 @@ def normalize_wavs(wavs: Tensor, lengths: Tensor | None, eps: float) -> Tensor:
 
 
 def strided_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Unpadded convolution of (batch, time, in) as matrix products on views -> (batch, frames, out).
+    """Unpadded convolution of (batch, time, in) as matrix products on views: (batch, frames, out).
 
     The kernel is cut into blocks of `stride` taps. Block i of all windows together is the input
     itself, shifted by i * stride and reshaped to (frames, stride * in): no sample is copied. Taps
@@ -66,7 +66,7 @@ def strided_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int)
         if width == stride:
             block = x[:, start : start + frames * stride].reshape(len(x), frames, stride * inputs)
         else:
-            windows = x[:, start:].unfold(1, width, stride)[:, :frames]  # (batch, frames, in, width)
+            windows = x[:, start:].unfold(1, width, stride)[:, :frames]
             block = windows.transpose(2, 3).reshape(len(x), frames, width * inputs)
         if result is None:
             result = F.linear(block, taps, bias)

@@ -19,9 +19,10 @@ import torch
 import yaml
 
 import w2v_plugin
-from w2v_plugin.checkpoints import load_state
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2CTC
+from w2v_plugin.ctc import Wav2Vec2CTC
+from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
+from w2v_plugin.weights import load_state
 
 ENCODER_YAML = """\
 # Written by w2v_plugin {version}. Load this folder with
@@ -37,7 +38,7 @@ head: !new:torch.nn.Linear
   in_features: {dim}
   out_features: {vocab}
 
-model: !new:w2v_plugin.model.Wav2Vec2CTC
+model: !new:w2v_plugin.ctc.Wav2Vec2CTC
   wav2vec2: !ref <wav2vec2>
   head: !ref <head>
 
@@ -49,7 +50,7 @@ decoding_function: !name:speechbrain.decoders.ctc_greedy_decode
   blank_id: {blank}
 
 modules:
-  encoder: !new:w2v_plugin.model.CTCLogProbs
+  encoder: !new:w2v_plugin.ctc.CTCLogProbs
     model: !ref <model>
     blank: {blank}
   model: !ref <model>
@@ -61,8 +62,8 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     head: !ref <head>
     tokenizer: !ref <tokenizer>
   custom_hooks:
-    wav2vec2: !name:w2v_plugin.checkpoints.load_state
-    head: !name:w2v_plugin.checkpoints.load_state
+    wav2vec2: !name:w2v_plugin.weights.load_state
+    head: !name:w2v_plugin.weights.load_state
 """
 
 PRETRAINED_YAML = """
@@ -73,7 +74,7 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
   loadables:
     wav2vec2: !ref <wav2vec2>
   custom_hooks:
-    wav2vec2: !name:w2v_plugin.checkpoints.load_state
+    wav2vec2: !name:w2v_plugin.weights.load_state
 """
 
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.audio import check_batch, read_audio
 from w2v_plugin.checkpoints import AnyModel, load_checkpoint
+from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.decoding import greedy
 from w2v_plugin.errors import BadAudio
 from w2v_plugin.frames import SAMPLE_RATE, valid_frames
-from w2v_plugin.model import Wav2Vec2CTC
 from w2v_plugin.text import CharVocabulary
 
 if TYPE_CHECKING:

@@ -131,5 +131,6 @@ def same_codes(codes: Tensor) -> Tensor:
 
 def feature_penalty(latents: Tensor, valid: Tensor | None) -> Tensor:
     """Mean square of the extractor's output over valid frames (before its LayerNorm)."""
-    square = latents.to(torch.promote_types(latents.dtype, torch.float32)).square().mean(-1)  # (batch, frames)
+    wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+    square = wide.square().mean(-1)  # (batch, frames)
     return square.mean() if valid is None else square[valid].mean()

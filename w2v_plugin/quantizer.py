@@ -128,6 +128,7 @@ class GumbelQuantizer(nn.Module):
         nn.init.normal_(self.logits.weight)
         nn.init.zeros_(self.logits.bias)
         self.codebook = nn.Parameter(torch.rand(1, groups * codes, dim // groups))
+        self.updates: Tensor
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @property
@@ -220,6 +221,8 @@ class NearestQuantizer(nn.Module):
         self.commitment, self.restart_every = commitment, restart_every
         self.projection = nn.Linear(channels, dim)
         self.codebook = nn.Parameter(torch.randn(groups, codes, dim // groups))
+        self.running_usage: Tensor
+        self.updates: Tensor
         self.register_buffer("running_usage", torch.ones(groups, codes))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.recent: Tensor | None = None  # (n, groups, d) latents of the last forward

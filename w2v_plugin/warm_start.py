@@ -45,6 +45,8 @@ class MelRegression(nn.Module):
         self.mel = torchaudio.transforms.MelSpectrogram(
             SAMPLE_RATE, n_fft=RECEPTIVE_FIELD, hop_length=HOP, n_mels=mels, center=False
         )
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(mels))
         self.register_buffer("std", torch.zeros(mels))
 

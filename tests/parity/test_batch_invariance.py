@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2CTC
+from w2v_plugin.ctc import Wav2Vec2CTC
+from w2v_plugin.model import Wav2Vec2
 
 LENGTHS = (16001, 400, 719, 720, 5000, 12345)  # 719 samples are one frame, 720 are two
 FAMILIES = {

@@ -8,9 +8,10 @@ import torchaudio
 from torch import Tensor, nn
 from torchaudio.pipelines._wav2vec2.utils import _Wav2Vec2Model as NormalizingWrapper
 
-from w2v_plugin.checkpoints import load_torchaudio
+from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2CTC
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.torchaudio_checkpoints import load_torchaudio
 
 TOLERANCE = 1e-5  # float32 rounding of different operation orders; values are of order 1
 SHAPES = [(24, 10, 5)] + [(24, 3, 2)] * 4 + [(24, 2, 2)] * 2

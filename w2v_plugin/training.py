@@ -1,0 +1,192 @@
+"""What every Brain here shares: training counted in updates, with exact resume.
+
+Everything random in a step follows from (seed, step, rank), so that an interrupted run that is
+started again does exactly what it would have done. Learning rates are a function of the step for
+the same reason.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from torch import Tensor, nn
+
+from w2v_plugin.frames import SAMPLE_RATE
+from w2v_plugin.monitor import Monitor
+
+
+def tri_stage(
+    step: int, total: int, *, warmup: float = 0.1, hold: float = 0.4, final: float = 0.05
+) -> float:
+    """Share of the peak learning rate: linear warm-up, constant, linear decay.
+
+    Parameters
+    ----------
+    step, total : int
+        This update and how many there will be.
+    warmup, hold : float
+        Shares of `total`; the rest is decay.
+    final : float
+        What remains of the peak at the end.
+
+    Example
+    -------
+    >>> [round(tri_stage(step, 100), 3) for step in (0, 9, 30, 100)]
+    [0.1, 1.0, 1.0, 0.05]
+    """
+    begin, end = max(warmup * total, 1), (warmup + hold) * total
+    if step < begin:
+        return min((step + 1) / begin, 1.0)
+    if step < end:
+        return 1.0
+    return max(1.0 - (1.0 - final) * (step - end) / max(total - end, 1), final)
+
+
+@register_checkpoint_hooks
+class Progress:
+    """Audio heard and time spent in training steps; saved with every checkpoint."""
+
+    def __init__(self) -> None:
+        self.audio_s = 0.0
+        self.seconds = 0.0
+
+    @mark_as_saver
+    def save(self, path: str | Path) -> None:
+        torch.save({"audio_s": self.audio_s, "seconds": self.seconds}, path)
+
+    @mark_as_loader
+    def load(self, path: str | Path, end_of_epoch: bool = False) -> None:
+        state = torch.load(path, weights_only=True)
+        self.audio_s, self.seconds = state["audio_s"], state["seconds"]
+
+
+class StepBrain(sb.Brain):
+    """Training counted in updates.
+
+    Hyperparameters that it reads: `seed`, `log_every` (updates), `output_folder`, and
+    `schedule`, a function from the update to a share of the peak learning rate.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.monitor = Monitor(self.hparams.output_folder)
+        self.progress = Progress()
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("progress", self.progress)
+        self.peak_lr: dict[str, float] = {}
+        self.gradient_norm = math.nan
+
+    @property
+    def model(self) -> Any:
+        """The model itself, not its DistributedDataParallel wrapper."""
+        return getattr(self.modules.model, "module", self.modules.model)
+
+    def learning_rates(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """Parameters and peak learning rate by name; one optimizer each.
+
+        Not one optimizer with groups: the Brain clips the first group of an optimizer only.
+        """
+        return {"all": (list(self.model.parameters()), self.hparams.lr)}
+
+    def init_optimizers(self) -> None:
+        self.optimizers_dict = {}
+        for name, (parameters, lr) in self.learning_rates().items():
+            trainable = [p for p in parameters if p.requires_grad]
+            if not trainable:
+                continue
+            self.optimizers_dict[name] = self.opt_class(trainable, lr=lr)
+            self.peak_lr[name] = lr
+            if self.checkpointer is not None:
+                self.checkpointer.add_recoverable(f"optimizer_{name}", self.optimizers_dict[name])
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.monitor.resume(self.optimizer_step)
+
+    def on_fit_batch_start(self, batch: PaddedBatch, should_step: bool) -> None:
+        self.batch_started = time.perf_counter()
+        factor = self.hparams.schedule(self.optimizer_step)
+        for name, optimizer in self.optimizers_dict.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.peak_lr[name] * factor
+        micro_step = self.step % self.grad_accumulation_factor
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        key = (self.hparams.seed * 1_000_003 + self.optimizer_step) * 4096
+        torch.manual_seed((key + micro_step * 64 + rank) % 2**63)
+
+    def due(self) -> bool:
+        """Whether this update is logged."""
+        return self.optimizer_step % self.hparams.log_every == 0
+
+    def optimizers_step(self) -> None:
+        if (self.optimizer_step + 1) % self.hparams.log_every == 0:
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads) / self.scaler.get_scale()
+            self.gradient_norm = float(norm)
+        super().optimizers_step()
+
+    def on_fit_batch_end(
+        self, batch: PaddedBatch, outputs: Any, loss: Tensor, should_step: bool
+    ) -> None:
+        self.progress.audio_s += self.audio_s(batch)
+        self.progress.seconds += time.perf_counter() - self.batch_started
+        if should_step and self.due():
+            self.log(self.describe(outputs, loss))
+
+    def audio_s(self, batch: PaddedBatch) -> float:
+        """Seconds of audio in a batch, cropped as the Brain crops it."""
+        samples = batch.sig.lengths * batch.sig.data.shape[1]
+        limit = getattr(self.hparams, "crop_s", math.inf) * SAMPLE_RATE
+        return float(samples.clamp(max=limit).sum()) / SAMPLE_RATE
+
+    def describe(self, outputs: Any, loss: Tensor) -> dict[str, float]:
+        """What to log about a training step."""
+        return {"loss": loss.item()}
+
+    def log(self, scalars: dict[str, float]) -> None:
+        scalars["lr"] = max(o.param_groups[0]["lr"] for o in self.optimizers_dict.values())
+        scalars["grad_norm"] = self.gradient_norm
+        scalars["audio_h"] = self.progress.audio_s / 3600
+        scalars["seconds"] = self.progress.seconds
+        self.monitor.write(self.optimizer_step, scalars)
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        self.sums: dict[str, Any] = defaultdict(float)
+
+    def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
+        if stage == sb.Stage.TRAIN:
+            self.train_loss = stage_loss
+            return
+        scores = self.score(stage_loss)
+        if stage == sb.Stage.VALID:
+            seconds = {"valid_seconds": self.progress.seconds}
+            self.monitor.write(
+                self.optimizer_step, {**{f"valid_{k}": v for k, v in scores.items()}, **seconds}
+            )
+            self.hparams.train_logger.log_stats(
+                {"update": self.optimizer_step},
+                train_stats={"loss": self.train_loss},
+                valid_stats=scores,
+            )
+            self.monitor.plot()
+            self.save(scores)
+
+    def score(self, stage_loss: float) -> dict[str, float]:
+        """Scores of a finished validation or test pass."""
+        return {"loss": float(stage_loss)}
+
+    def save(self, scores: dict[str, float]) -> None:
+        """Keep the best and the latest checkpoint."""
+        self.checkpointer.save_and_keep_only(meta=scores, min_keys=["loss"])
