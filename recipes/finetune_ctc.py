@@ -25,7 +25,7 @@ from speechbrain.utils.distributed import ddp_init_group, run_on_main
 
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.brains import CTCBrain
-from w2v_plugin.data import BucketSampler, collate, speech_dataset
+from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_pretrained, save_asr
 
 
@@ -35,33 +35,6 @@ def load_data(hparams: dict[str, Any], manifest: str) -> DynamicItemDataset:
         vocabulary=hparams["vocabulary"],
         max_s=hparams["max_s"],
         keep_audio=hparams["keep_audio"],
-    )
-
-
-def by_length(dataset: DynamicItemDataset, budget_s: float) -> dict[str, Any]:
-    """Loader settings for evaluation: sorted by length, nothing dropped."""
-    durations = [dataset.data[name]["duration"] for name in dataset.data_ids]
-    sampler = BucketSampler(durations, budget_s=budget_s, shuffle=False)
-    return {"batch_sampler": sampler, "collate_fn": collate}
-
-
-def train(brain: CTCBrain, hparams: dict[str, Any]) -> None:
-    """Fit on the training manifest, validating at full context."""
-    train_set = load_data(hparams, hparams["train_csv"])
-    valid_set = load_data(hparams, hparams["valid_csv"])
-    sampler = BucketSampler(
-        [train_set.data[name]["duration"] for name in train_set.data_ids],
-        budget_s=hparams["batch_s"],
-        batches=hparams["valid_every"] * brain.grad_accumulation_factor,
-        seed=hparams["seed"],
-    )
-    brain.train_sampler = sampler  # SpeechBrain forgets it outside of DDP: no reshuffling
-    brain.fit(
-        hparams["epoch_counter"],
-        train_set,
-        valid_set,
-        train_loader_kwargs={"batch_sampler": sampler, "collate_fn": collate},
-        valid_loader_kwargs=by_length(valid_set, hparams["batch_s"] * 4),
     )
 
 
@@ -114,7 +87,7 @@ def main(argv: list[str]) -> None:
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    train(brain, hparams)
+    brain.fit_on(*(load_data(hparams, hparams[key]) for key in ("train_csv", "valid_csv")))
     brain.on_evaluate_start(min_key="WER")
     folder = Path(hparams["output_folder"])
     run_on_main(save_asr, args=[folder / "model", hparams["model"], hparams["vocabulary"]])

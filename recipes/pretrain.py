@@ -29,43 +29,11 @@ from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from w2v_plugin.brains import PretrainBrain, WarmStartBrain
-from w2v_plugin.data import BucketSampler, collate, crop, speech_dataset
+from w2v_plugin.data import collate, crop, speech_dataset
 from w2v_plugin.folders import save_pretrained
 from w2v_plugin.frames import SAMPLE_RATE
 from w2v_plugin.training import StepBrain, tri_stage
 from w2v_plugin.warm_start import MelRegression
-
-
-def fit(
-    brain: StepBrain,
-    train: DynamicItemDataset,
-    valid: DynamicItemDataset,
-    hparams: dict[str, Any],
-) -> None:
-    """Run the Brain over audio-budget batches."""
-    durations = [train.data[name]["duration"] for name in train.data_ids]
-    sampler = BucketSampler(
-        durations,
-        budget_s=hparams["batch_s"],
-        batches=hparams["valid_every"] * brain.grad_accumulation_factor,
-        crop_s=hparams["crop_s"],
-        seed=hparams["seed"],
-    )
-    brain.train_sampler = sampler  # SpeechBrain forgets it outside of DDP: no reshuffling
-    brain.fit(
-        hparams["epoch_counter"],
-        train,
-        valid,
-        train_loader_kwargs={"batch_sampler": sampler, "collate_fn": collate},
-        valid_loader_kwargs={
-            "batch_sampler": BucketSampler(
-                [valid.data[name]["duration"] for name in valid.data_ids],
-                budget_s=hparams["batch_s"] * 4,
-                shuffle=False,
-            ),
-            "collate_fn": collate,
-        },
-    )
 
 
 def warm_start(
@@ -96,9 +64,10 @@ def warm_start(
         run_opts=run_opts,
         checkpointer=Checkpointer(folder / "save", {"model": regression, "counter": counter}),
     )
-    fit(brain, train, valid, settings)
+    brain.fit_on(train, valid)
     brain.on_evaluate_start(min_key="loss")  # a finished warm start is only loaded
     init_quantizer(regression, hparams, train)
+    regression.release()
     run_on_main(save_pretrained, args=[folder, hparams["wav2vec2"]])
 
 
@@ -142,7 +111,7 @@ def main(argv: list[str]) -> None:
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    fit(brain, train, valid, hparams)
+    brain.fit_on(train, valid)
     brain.on_evaluate_start(max_key="accuracy")
     folder = Path(hparams["output_folder"])
     run_on_main(save_pretrained, args=[folder / "model", hparams["wav2vec2"]])

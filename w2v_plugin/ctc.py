@@ -50,6 +50,7 @@ class Wav2Vec2CTC(nn.Module):
     ) -> None:
         super().__init__()
         self.wav2vec2 = wav2vec2
+        wav2vec2.mask_embedding.requires_grad_(mask_prob > 0)  # DDP wants no idle parameters
         self.dropout = nn.Dropout(dropout)
         if (head is None) == (vocab_size is None):
             raise ValueError("Give either vocab_size (a new head) or head (an existing one).")

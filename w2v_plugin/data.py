@@ -228,6 +228,17 @@ class BucketSampler(Sampler[list[int]]):
             number += 1
 
 
+def durations(dataset: DynamicItemDataset) -> list[float]:
+    """Seconds per utterance, in the order of the dataset."""
+    return [dataset.data[name]["duration"] for name in dataset.data_ids]
+
+
+def by_length(dataset: DynamicItemDataset, budget_s: float) -> dict[str, Any]:
+    """Loader settings for evaluation: sorted by length, everything once."""
+    sampler = BucketSampler(durations(dataset), budget_s=budget_s, shuffle=False)
+    return {"batch_sampler": sampler, "collate_fn": collate}
+
+
 def crop(wavs: Tensor, wav_lens: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     """Cut a random window of at most `samples` out of each row.
 

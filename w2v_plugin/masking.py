@@ -27,7 +27,8 @@ def span_mask(
 
     Per utterance of T frames, floor(prob * T / length + U[0, 1)) starts are drawn without
     replacement, at least `min_spans`. Utterances shorter than `length` + 1 get spans of T - 1
-    frames, so that a frame of context remains; a single frame is never masked.
+    frames. Where the spans cover everything, one random frame stays as context, so that a single
+    frame is never masked.
 
     Parameters
     ----------
@@ -68,12 +69,14 @@ def span_mask(
     spans = (prob * frame_lengths / length + uniform(batch)).floor().clamp(min=min_spans)
     lengths = torch.minimum(frame_lengths - 1, torch.full_like(frame_lengths, length)).clamp(min=0)
     can_start = valid_frames(frame_lengths - lengths + 1, size) & (lengths > 0)[:, None]
-    starts = random_subset(can_start, spans, uniform(batch, size))
+    keys = uniform(batch, size)
+    starts = random_subset(can_start, spans, keys)
     # frame t is masked if a span starts in (t - length, t]: a difference of running counts
     begun = torch.nn.functional.pad(starts.cumsum(1), (1, 0))  # (batch, size + 1)
     now = torch.arange(1, size + 1, device=device).expand(batch, size)
     before = (now - lengths[:, None]).clamp(min=0)
     mask = begun.gather(1, now) > begun.gather(1, before)
+    mask = random_subset(mask, frame_lengths - 1, keys)  # spans that cover all leave one frame
     if equal_counts:
         mask = random_subset(mask, mask.sum(1).amin().expand(batch), uniform(batch, size))
     return mask

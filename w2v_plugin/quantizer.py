@@ -288,7 +288,8 @@ class NearestQuantizer(nn.Module):
         shares = code_histogram(codes[keep].reshape(-1, self.groups), self.codes)
         if self.training:
             self.recent = z_kept.detach()
-            self.running_usage.lerp_(shares * self.codes, 1 - self.DECAY)
+            relative = (shares * self.codes).to(self.running_usage.dtype)
+            self.running_usage.lerp_(relative, 1 - self.DECAY)
         probs = mean((-distances[keep]).reshape(-1, self.groups, self.codes).softmax(-1))
         return Quantized(
             vectors=(z + (q - z).detach()).flatten(-2).to(latents.dtype),
@@ -303,4 +304,5 @@ class NearestQuantizer(nn.Module):
 def random_projections(count: int, directions: Tensor) -> Tensor:
     """`count` random mixtures of the rows of `directions` (k, channels)."""
     k = len(directions)
-    return torch.randn(count, k, device=directions.device) @ directions / k**0.5
+    mixtures = torch.randn(count, k, dtype=directions.dtype, device=directions.device)
+    return mixtures @ directions / k**0.5

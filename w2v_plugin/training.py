@@ -16,6 +16,7 @@ from typing import Any
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
@@ -23,6 +24,7 @@ from speechbrain.utils.checkpoints import (
 )
 from torch import Tensor, nn
 
+from w2v_plugin.data import BucketSampler, by_length, collate, durations
 from w2v_plugin.frames import SAMPLE_RATE
 from w2v_plugin.monitor import Monitor
 
@@ -75,8 +77,10 @@ class Progress:
 class StepBrain(sb.Brain):
     """Training counted in updates.
 
-    Hyperparameters that it reads: `seed`, `log_every` (updates), `output_folder`, and
-    `schedule`, a function from the update to a share of the peak learning rate.
+    Hyperparameters that it reads: `seed`, `output_folder`, `log_every` and `valid_every`
+    (updates), `batch_s` (padded seconds of audio per batch and process), `epoch_counter`,
+    optionally `crop_s`, and `schedule`, a function from the update to a share of the peak
+    learning rate.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -87,6 +91,25 @@ class StepBrain(sb.Brain):
             self.checkpointer.add_recoverable("progress", self.progress)
         self.peak_lr: dict[str, float] = {}
         self.gradient_norm = math.nan
+
+    def fit_on(self, train: DynamicItemDataset, valid: DynamicItemDataset) -> None:
+        """Run all updates; an epoch is `valid_every` of them, whatever the size of the corpus."""
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        sampler = BucketSampler(
+            durations(train),
+            budget_s=self.hparams.batch_s,
+            batches=self.hparams.valid_every * self.grad_accumulation_factor * ranks,
+            crop_s=getattr(self.hparams, "crop_s", math.inf),
+            seed=self.hparams.seed,
+        )
+        self.train_sampler = sampler  # the Brain forgets it outside of DDP: no reshuffling
+        self.fit(
+            self.hparams.epoch_counter,
+            train,
+            valid,
+            train_loader_kwargs={"batch_sampler": sampler, "collate_fn": collate},
+            valid_loader_kwargs=by_length(valid, self.hparams.batch_s * 4),
+        )
 
     @property
     def model(self) -> Any:

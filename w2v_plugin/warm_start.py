@@ -25,7 +25,7 @@ class MelRegression(nn.Module):
     Parameters
     ----------
     wav2vec2 : Wav2Vec2
-        Its extractor and projection norm are trained.
+        Its extractor and projection norm are trained; the rest is frozen until `release`.
     mels : int
         Mel bands.
 
@@ -38,7 +38,9 @@ class MelRegression(nn.Module):
 
     def __init__(self, wav2vec2: Wav2Vec2, mels: int = 40) -> None:
         super().__init__()
-        self.wav2vec2 = wav2vec2
+        self.wav2vec2 = wav2vec2.requires_grad_(False)
+        wav2vec2.extractor.requires_grad_(True)
+        wav2vec2.projection.norm.requires_grad_(True)
         channels = wav2vec2.projection.linear.in_features
         self.head = nn.Linear(channels, mels)
         # one window per frame, no padding: window t hears samples [320 t, 320 t + 400)
@@ -69,6 +71,10 @@ class MelRegression(nn.Module):
             self.std.copy_(targets[keep].reshape(-1, targets.shape[-1]).std(0))
         targets = (targets - self.mean) / self.std.clamp(min=1e-3)
         return (error - targets)[keep].square().mean()
+
+    def release(self) -> None:
+        """Make the whole model trainable again."""
+        self.wav2vec2.requires_grad_(True)
 
     @torch.no_grad()
     def directions(self, latents: Tensor, coefficients: int = 13) -> Tensor:
