@@ -55,7 +55,7 @@ def test_logits_are_the_head_of_the_context() -> None:
 
 def test_a_head_or_a_size_but_not_both() -> None:
     for kwargs in ({"vocab_size": None}, {"vocab_size": 7, "head": nn.Linear(16, 7)}):
-        with pytest.raises(ValueError, match="either vocab_size .* or head"):
+        with pytest.raises(ValueError, match=r"either vocab_size .* or head"):
             make(**kwargs)
 
 
@@ -82,7 +82,9 @@ def test_masks_are_drawn_in_training_only(kind: str) -> None:
 
 def test_masks_have_their_shapes_and_shares() -> None:
     """Time masks inside the utterance; channel masks over `dim` channels, perhaps none."""
-    model = make(mask_prob=0.5, mask_length=3, channel_mask_prob=0.25, channel_mask_length=2).train()
+    model = make(
+        mask_prob=0.5, mask_length=3, channel_mask_prob=0.25, channel_mask_length=2
+    ).train()
     lengths = torch.tensor([24, 10]).repeat(300)
     time, channel = model.draw_masks(torch.zeros(600, 24, 8), lengths)
     assert time is not None and channel is not None

@@ -23,6 +23,9 @@ from w2v_plugin.errors import BadAudio
 from w2v_plugin.text import CharVocabulary
 
 CPU = {"device": "cpu"}
+SPEECH = Path(
+    os.environ.get("W2V_SPEECH", Path(__file__).resolve().parents[2] / "shared" / "speech")
+)
 LETTERS = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
 
 
@@ -352,12 +355,11 @@ def test_added_tokens_and_other_delimiters(tmp_path):
 # --- real speech ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("W2V_SPEECH" not in os.environ, reason="set W2V_SPEECH to a folder of speech")
+@pytest.mark.skipif(not SPEECH.is_dir(), reason="set W2V_SPEECH to a folder of real speech")
 def test_real_files_of_several_formats(asr, encoder):
     """16 kHz flac, 8 kHz flac and ogg opus are read, and a batch says what each says alone."""
-    speech = Path(os.environ["W2V_SPEECH"])
     kinds = ("LibriSpeech/**/*.flac", "digits_fsdd/**/*.flac", "german_*/**/*.o*")
-    paths = [path for kind in kinds for path in sorted(speech.glob(kind))[:2]]
+    paths = [path for kind in kinds for path in sorted(SPEECH.glob(kind))[:2]]
     assert len(paths) == 6
     alone = [asr.transcribe_file(path) for path in paths]
     assert [text for _, text in asr.transcribe_files(paths)] == alone

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from w2v_plugin.attention import ChunkConfig
-from w2v_plugin.masking import masked_indices, span_mask
 from w2v_plugin.losses import sample_negatives
+from w2v_plugin.masking import masked_indices, span_mask
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.pretraining import PretrainingOutput, Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer, NearestQuantizer
@@ -175,8 +175,6 @@ def test_chance_is_one_in_the_distinct_candidates(negatives: int) -> None:
     """A random context picks any of the distinct codevector pairs in question."""
     model = make(NearestQuantizer, negatives=negatives).eval()
     audio = wavs(24, 32000)
-    # without normalization of the direction, some targets are better placed than others on
-    # average over frames; random projected targets make the candidates exchangeable
     found = expected = count = 0.0
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
@@ -225,9 +223,8 @@ def test_chunks_reach_the_encoder() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("codes", [160, 320])
 def test_a_fresh_model_knows_nothing(family: str, codes: int) -> None:
-    """Contrastive loss at the start: ln 101 = 4.615 and an excess between 0 and that of
-    independent directions, 1 / (2 dim temperature^2) = 0.195 (codevectors in [0, 1] share their
-    mean, hence less)."""
+    """Contrastive loss at the start: ln 101 = 4.615 and about 0.05. Codevectors in [0, 1] share
+    their mean; independent directions would exceed it by 1 / (2 dim temperature^2) = 0.195."""
     losses = []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -237,4 +234,4 @@ def test_a_fresh_model_knows_nothing(family: str, codes: int) -> None:
         out = model(torch.randn(2, 64000)).contrastive
         losses.append(out.loss.item() / int(out.count))
     excess = sum(losses) / 2 - math.log(101)
-    assert -0.05 < excess < 0.195
+    assert -0.05 < excess < 0.1

@@ -106,18 +106,29 @@ def test_gumbel_samples_by_score_and_temperature() -> None:
 
 
 def test_gradient_passes_nearest_straight_through() -> None:
-    """The projection gets what its output would have got; the codebook only the commitment."""
+    """The projection gets what its output would have got, the codebook nothing."""
     quantizer, x, direction = make(NearestQuantizer), randn(4, 8), randn(4, 6)
     out = quantizer(x)
-    ours = torch.autograd.grad(out.vectors, quantizer.projection.weight, direction)[0]
+    parameters = [quantizer.projection.weight, quantizer.codebook]
+    ours, none = torch.autograd.grad(out.vectors, parameters, direction, allow_unused=True)
+    assert none is None
     z = quantizer.project(x).flatten(-2)
     theirs = torch.autograd.grad(z, quantizer.projection.weight, direction)[0]
     torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-12)
-    book, weight = torch.autograd.grad(
-        quantizer(x).commitment, [quantizer.codebook, quantizer.projection.weight]
-    )
-    used = code_histogram(out.codes, 5) > 0
-    assert torch.equal(book.abs().sum(-1) > 0, used) and weight.any()
+
+
+def test_commitment_draws_both_sides_at_their_rates() -> None:
+    """The used codevectors with weight 1, the projection with weight 0.25, neither with both."""
+    quantizer, x = make(NearestQuantizer), randn(9, 8)
+    parameters = [quantizer.codebook, quantizer.projection.weight]
+    out, z = quantizer(x), quantizer.project(x)
+    q = quantizer.codebook[torch.arange(2), out.codes]
+    ours = torch.autograd.grad(out.commitment, parameters)
+    book = torch.autograd.grad((q - z.detach()).square().mean(), quantizer.codebook)
+    weight = torch.autograd.grad(0.25 * (z - q.detach()).square().mean(), parameters[1])
+    for a, b in zip(ours, (*book, *weight), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-13)  # float64
+    assert torch.equal(ours[0].abs().sum(-1) > 0, code_histogram(out.codes, 5) > 0)
 
 
 def test_gradient_reaches_gumbel_scores_and_codebook() -> None:

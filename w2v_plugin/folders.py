@@ -19,10 +19,11 @@ import torch
 import yaml
 
 import w2v_plugin
+from w2v_plugin.checkpoints import load_checkpoint
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
-from w2v_plugin.weights import load_state
+from w2v_plugin.weights import load_state, load_strict
 
 ENCODER_YAML = """\
 # Written by w2v_plugin {version}. Load this folder with
@@ -102,15 +103,26 @@ def save_asr(folder: str | Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary)
     vocabulary.save(Path(folder) / "tokenizer.ckpt")
 
 
-def load_pretrained(folder: str | Path, wav2vec2: Wav2Vec2) -> None:
-    """Fill `wav2vec2` from a folder of either kind; CheckpointMismatch if shapes differ."""
-    path = Path(folder) / "wav2vec2.ckpt"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. Expected a model folder written by pretraining or "
-            "fine-tuning, such as <output_folder>/model."
-        )
-    load_state(wav2vec2, path)
+def load_pretrained(source: str | Path, wav2vec2: Wav2Vec2) -> None:
+    """Fill `wav2vec2` with trained weights; CheckpointMismatch if shapes differ.
+
+    Parameters
+    ----------
+    source : str or Path
+        A model folder of either kind, or whatever `load_checkpoint` reads: the folder or hub id of
+        a transformers checkpoint, whose head and quantizer are left behind.
+    wav2vec2 : Wav2Vec2
+        The model to fill.
+    """
+    path = Path(source) / "wav2vec2.ckpt"
+    if path.is_file():
+        load_state(wav2vec2, path)
+    elif (Path(source) / "hyperparams.yaml").is_file():
+        raise FileNotFoundError(f"{path}: no such file. Was the run that writes it interrupted?")
+    else:
+        model = load_checkpoint(source)
+        body = model if isinstance(model, Wav2Vec2) else model.wav2vec2
+        load_strict(wav2vec2, body.state_dict(), source=str(source))
 
 
 def encoder_yaml(wav2vec2: Wav2Vec2, loader: str) -> str:

@@ -44,7 +44,8 @@ class Monitor:
         """Keep what was written up to `step`; later lines belong to work that is done again."""
         if self.path.is_file():
             lines = self.path.read_text().splitlines()
-            self.records = [r for r in map(json.loads, lines) if r["step"] <= step]
+            records = [json.loads(line) for line in lines if line.endswith("}")]  # last: cut?
+            self.records = [r for r in records if r["step"] <= step]
             if if_main_process():
                 self.path.write_text("".join(json.dumps(r) + "\n" for r in self.records))
 
@@ -63,21 +64,31 @@ class Monitor:
             self.writer.add_scalar(name, value, step)
 
     def plot(self) -> None:
-        """Draw every scalar against the step into `curves.png`."""
-        names = sorted({name for record in self.records for name in record} - {"step"})
-        if not names or not if_main_process():
+        """Draw the scalars against the step into `curves.png`, training and validation together."""
+        names = {name.removeprefix("valid_") for record in self.records for name in record}
+        panels = sorted(names - {"step", "seconds", "audio_h", "chance"})
+        if not panels or not if_main_process():
             return
         columns = 4
-        rows = -(-len(names) // columns)
+        rows = -(-len(panels) // columns)
         figure, axes = plt.subplots(
             rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False, layout="constrained"
         )
-        for axis in axes.flat[len(names) :]:
+        for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        for axis, name in zip(axes.flat, names, strict=False):
-            points = [(r["step"], r[name]) for r in self.records if name in r]
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None)
+        for axis, name in zip(axes.flat, panels, strict=False):
+            self.curve(axis, name, "training", alpha=0.6)
+            self.curve(axis, f"valid_{name}", "validation", marker=".")
+            if name == "accuracy":
+                self.curve(axis, "valid_chance", "chance, measured", linestyle="--", color="gray")
             axis.set_title(name)
             axis.grid(alpha=0.3)
+        axes.flat[0].legend(fontsize="small")
         figure.savefig(self.folder / "curves.png", dpi=110)
         plt.close(figure)
+
+    def curve(self, axis: Any, name: str, label: str, **style: Any) -> None:
+        """One line, if there is anything to draw."""
+        points = [(r["step"], r[name]) for r in self.records if name in r]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=label, **style)

@@ -156,6 +156,10 @@ class GumbelQuantizer(nn.Module):
 
     def forward(self, latents: Tensor, valid: Tensor | None = None) -> Quantized:
         """Quantize (..., channels); statistics over `valid` (...) entries only."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.quantize(widen(latents), valid)
+
+    def quantize(self, latents: Tensor, valid: Tensor | None) -> Quantized:
         scores = widen(self.logits(latents)).unflatten(-1, (self.groups, self.codes))
         best = scores.argmax(-1)
         if self.training:
@@ -278,6 +282,10 @@ class NearestQuantizer(nn.Module):
 
     def forward(self, latents: Tensor, valid: Tensor | None = None) -> Quantized:
         """Quantize (..., channels); statistics and losses over `valid` (...) entries only."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.quantize(widen(latents), valid)
+
+    def quantize(self, latents: Tensor, valid: Tensor | None) -> Quantized:
         z = self.project(latents)  # (..., groups, d)
         distances = self.distances(z)
         codes = distances.argmin(-1)

@@ -64,7 +64,7 @@ def load_torchaudio(
 
     Example
     -------
-    >>> import torchaudio
+    >>> import torch, torchaudio
     >>> theirs = torchaudio.models.wav2vec2_model(
     ...     "group_norm", [(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2, False,
     ...     16, 0.0, 8, 4, 1, 2, 0.0, 32, 0.0, 0.0, False, 0.0, None)

@@ -66,9 +66,9 @@ class MelRegression(nn.Module):
         targets = self.spectrum(wavs)
         error = self.head(self.wav2vec2.projection.norm(latents)).float()
         keep = slice(None) if lengths is None else valid_frames(lengths, targets.shape[1])
-        if not self.std.any():  # the first batch sets the scale
+        if not self.std.any():  # the first batch sets the scale, unless it is a single frame
             self.mean.copy_(targets[keep].reshape(-1, targets.shape[-1]).mean(0))
-            self.std.copy_(targets[keep].reshape(-1, targets.shape[-1]).std(0))
+            self.std.copy_(targets[keep].reshape(-1, targets.shape[-1]).std(0, correction=0))
         targets = (targets - self.mean) / self.std.clamp(min=1e-3)
         return (error - targets)[keep].square().mean()
 
