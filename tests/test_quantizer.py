@@ -167,11 +167,13 @@ def test_diversity_is_between_zero_and_one(kind: type, scale: float) -> None:
 
 @KINDS
 def test_half_precision_is_widened_inside(kind: type) -> None:
-    """Under bfloat16 autocast, entropies are float32 and codes still choose codevectors."""
-    quantizer = make(kind).float()
+    """Bfloat16 latents under autocast get the codes and entropies of float32."""
+    quantizer, x = make(kind).float().eval(), torch.randn(2, 9, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        out = quantizer(torch.randn(2, 9, 8))
-    assert out.prob_perplexity.dtype == torch.float32 and bool(out.vectors.isfinite().all())
+        out = quantizer(x)
+    wide = quantizer(x.float())
+    for name in ("vectors", "codes", "shares", "prob_perplexity", "commitment"):
+        assert torch.equal(getattr(out, name), getattr(wide, name)), name
 
 
 @KINDS

@@ -147,7 +147,7 @@ class CTCBrain(StepBrain):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.kept: dict[str, Tensor] = {}
+        self.kept: dict[tuple[str, str], Tensor] = {}
 
     def learning_rates(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         return {
@@ -160,15 +160,16 @@ class CTCBrain(StepBrain):
             return {"head": optimizers["head"]}
         return optimizers
 
-    def latents(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
+    def latents(self, batch: PaddedBatch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
         """Output of a frozen extractor; computed once per utterance."""
         wavs, wav_lens = batch.sig
-        new = [i for i, name in enumerate(batch.id) if name not in self.kept]
+        keys = [(stage.name, name) for name in batch.id]  # an ID is unique within its manifest
+        new = [i for i, key in enumerate(keys) if key not in self.kept]
         if new:
             latents, lengths = self.model.wav2vec2.extract(wavs[new], wav_lens[new])
             for i, row, length in zip(new, latents, lengths.tolist(), strict=True):
-                self.kept[batch.id[i]] = row[:length].clone()
-        rows = [self.kept[name] for name in batch.id]
+                self.kept[keys[i]] = row[:length].clone()
+        rows = [self.kept[key] for key in keys]
         lengths = torch.tensor([len(row) for row in rows], device=wavs.device)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
@@ -178,7 +179,7 @@ class CTCBrain(StepBrain):
         chunk = sample_chunk(self.hparams, stage) if training else self.eval_chunk
         frozen = self.model.wav2vec2.feature_grad_scale == 0
         if self.hparams.keep_latents and frozen and stage != sb.Stage.TEST:
-            return self.modules.model(None, latents=self.latents(batch), chunk=chunk)
+            return self.modules.model(None, latents=self.latents(batch, stage), chunk=chunk)
         return self.modules.model(*batch.sig, chunk=chunk)
 
     def compute_objectives(

@@ -21,7 +21,13 @@ from torch.utils.data import Sampler
 
 from w2v_plugin.audio import read_audio
 from w2v_plugin.errors import BadAudio, BadManifest
-from w2v_plugin.frames import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, frame_lengths
+from w2v_plugin.frames import (
+    HOP,
+    RECEPTIVE_FIELD,
+    SAMPLE_RATE,
+    absolute_lengths,
+    frame_lengths,
+)
 from w2v_plugin.manifests import read_manifest
 from w2v_plugin.text import CharVocabulary, ctc_frames
 
@@ -249,7 +255,7 @@ def crop(wavs: Tensor, wav_lens: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     """
     if wavs.shape[1] <= samples:
         return wavs, wav_lens
-    lengths = torch.round(wav_lens * wavs.shape[1]).long()
+    lengths = absolute_lengths(wav_lens, wavs.shape[1])
     room = (lengths - samples + 1).clamp(min=1)
     start = (torch.rand(len(wavs), device=wavs.device) * room).long() // HOP * HOP
     index = start[:, None] + torch.arange(samples, device=wavs.device)

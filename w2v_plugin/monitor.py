@@ -46,8 +46,10 @@ class Monitor:
             lines = self.path.read_text().splitlines()
             records = [json.loads(line) for line in lines if line.endswith("}")]  # last: cut?
             self.records = [r for r in records if r["step"] <= step]
-            if if_main_process():
-                self.path.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+            if if_main_process():  # by a new file: a kill in this moment must not lose the old one
+                new = self.path.with_suffix(".new")
+                new.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+                new.replace(self.path)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Append one line; only the main process writes."""
