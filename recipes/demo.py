@@ -36,7 +36,7 @@ from w2v_plugin.interfaces import Wav2Vec2ASR
 from w2v_plugin.manifests import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
-PRETRAIN_UPDATES, CTC_UPDATES = 1400, 3000
+PRETRAIN_UPDATES, CTC_UPDATES = 1400, 2500
 ARMS = ("pretrained", "warm_start", "scratch")
 SETTINGS = ("test", "test_640ms", "test_320ms", "odd", "odd_640ms", "odd_320ms")
 
@@ -201,7 +201,7 @@ def report(out: Path, seconds: float) -> None:
         "It does not show that contrastive pretraining saves labels: compare the first two rows."
     )
     print(f"\n{seconds:.0f} s in all. {out}/results.json, {out}/wer_curves.png")
-    print(f"Try: w2v transcribe {out}/corpus/wavs/*/*.wav --model {out}/pretrained/model")
+    print(f"Try: w2v transcribe {out}/corpus/wavs/test/*.wav --model {out}/pretrained/model")
 
 
 def main() -> None:

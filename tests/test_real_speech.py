@@ -33,7 +33,8 @@ def test_twenty_utterances_are_learned_by_heart(tmp_path: Path) -> None:
     with every.open(newline="") as file:
         rows = list(csv.reader(file))
     with twenty.open("w", newline="") as file:
-        csv.writer(file).writerows(rows[:21])
+        shortest = sorted(rows[1:], key=lambda row: float(row[1]))[:20]
+        csv.writer(file).writerows([rows[0], *shortest])
     run(
         "finetune_ctc.py",
         str(ROOT / "hparams/ctc/overfit.yaml"),
