@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -59,6 +60,7 @@ def pretrain(out: Path) -> None:
     run(
         "pretrain.py",
         str(ROOT / "hparams/pretrain/tiny.yaml"),
+        "--device=cpu",
         "--noprogressbar",
         f"--train_csv={out}/corpus/unlabelled.csv",
         f"--valid_csv={out}/corpus/dev.csv",
@@ -75,13 +77,15 @@ def finetune(out: Path, arm: str) -> None:
         "warm_start": out / "pretraining" / "warm_start",
         "scratch": "null",
     }
+    tests = {"test": f"{out}/corpus/test.csv", "odd": f"{out}/corpus/test_odd.csv"}
     run(
         "finetune_ctc.py",
         str(ROOT / "hparams/ctc/tiny.yaml"),
+        "--device=cpu",
         "--noprogressbar",
         f"--train_csv={out}/corpus/train.csv",
         f"--valid_csv={out}/corpus/dev.csv",
-        f"--test_csvs={{test: {out}/corpus/test.csv, odd: {out}/corpus/test_odd.csv}}",
+        f"--test_csvs={json.dumps(tests)}",
         f"--output_folder={out}/{arm}",
         f"--pretrained={start[arm]}",
         f"--updates={CTC_UPDATES}",
@@ -101,17 +105,20 @@ def last_step(folder: Path) -> int:
 def watch(out: Path, done: threading.Event) -> None:
     """One progress bar per stage, from what the stages write."""
     totals = {"pretraining": PRETRAIN_UPDATES, **dict.fromkeys(ARMS, CTC_UPDATES)}
+    quiet = not sys.stderr.isatty()  # a log gets a line every half minute instead
     bars = {
-        name: tqdm(total=total, desc=f"{name:<12}", unit="update", position=i)
+        name: tqdm(total=total, desc=f"{name:<12}", unit="update", position=i, disable=quiet)
         for i, (name, total) in enumerate(totals.items())
     }
-    while True:
-        finished = done.wait(1.0)
+    finished = False
+    while not finished:
+        finished = done.wait(30.0 if quiet else 1.0)
+        steps = {name: last_step(out / name) for name in totals}
+        if quiet:
+            print("updates: " + ", ".join(f"{k} {v}/{totals[k]}" for k, v in steps.items()))
         for name, bar in bars.items():
-            bar.n = last_step(out / name)
+            bar.n = steps[name]
             bar.refresh()
-        if finished:
-            break
     for bar in bars.values():
         bar.close()
 
@@ -135,10 +142,12 @@ def train_all(out: Path) -> None:
     ]
     for thread in (watcher, *lanes):
         thread.start()
-    for thread in lanes:
-        thread.join()
-    done.set()
-    watcher.join()
+    try:
+        for thread in lanes:
+            thread.join()
+    finally:
+        done.set()
+        watcher.join()
     if failures:
         raise failures[0]
 
@@ -201,7 +210,9 @@ def report(out: Path, seconds: float) -> None:
         "It does not show that contrastive pretraining saves labels: compare the first two rows."
     )
     print(f"\n{seconds:.0f} s in all. {out}/results.json, {out}/wer_curves.png")
-    print(f"Try: w2v transcribe {out}/corpus/wavs/test/*.wav --model {out}/pretrained/model")
+    model = shlex.quote(str(out / "pretrained" / "model"))
+    wavs = shlex.quote(str(out / "corpus" / "wavs" / "test"))
+    print(f"Try: .venv/bin/w2v transcribe {wavs} --model {model}")
 
 
 def main() -> None:

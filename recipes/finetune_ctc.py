@@ -46,7 +46,7 @@ def test(brain: CTCBrain, hparams: dict[str, Any]) -> dict[str, dict[str, float]
         dataset = load_data(hparams, manifest)
         for frames in hparams["eval_chunks"]:
             brain.eval_chunk = None if frames is None else ChunkConfig(frames)
-            loader = by_length(dataset, hparams["batch_s"] * 4)
+            loader = by_length(dataset, hparams["batch_s"])
             brain.evaluate(dataset, min_key="WER", test_loader_kwargs=loader)
             key = name if frames is None else f"{name}_{frames * 20}ms"
             results[key] = brain.test_scores
@@ -59,10 +59,12 @@ def write_alignments(brain: CTCBrain, path: Path) -> None:
         brain.wer.write_stats(file)
 
 
-def write_results(folder: Path, brain: CTCBrain, results: dict[str, dict[str, float]]) -> None:
+def write_results(
+    folder: Path, brain: CTCBrain, results: dict[str, dict[str, float]], seconds: float
+) -> None:
     """results.json, and the same for people."""
     curve = [r for r in brain.monitor.records if "valid_WER" in r]
-    report = {"test": results, "valid": curve, "seconds": brain.progress.seconds}
+    report = {"test": results, "valid": curve, "seconds": seconds}
     (folder / "results.json").write_text(json.dumps(report, indent=2) + "\n")
     for name, scores in results.items():
         print(f"{name:<24} WER {scores['WER']:6.2f} %   CER {scores['CER']:6.2f} %")
@@ -88,10 +90,12 @@ def main(argv: list[str]) -> None:
         checkpointer=hparams["checkpointer"],
     )
     brain.fit_on(*(load_data(hparams, hparams[key]) for key in ("train_csv", "valid_csv")))
+    seconds = brain.progress.seconds  # of the whole training; the best checkpoint knows less
     brain.on_evaluate_start(min_key="WER")
     folder = Path(hparams["output_folder"])
     run_on_main(save_asr, args=[folder / "model", hparams["model"], hparams["vocabulary"]])
-    run_on_main(write_results, args=[folder, brain, test(brain, hparams)])
+    results = test(brain, hparams)
+    run_on_main(write_results, args=[folder, brain, results, seconds])
 
 
 if __name__ == "__main__":

@@ -119,10 +119,11 @@ def main(argv: list[str]) -> None:
 
 
 def write_results(folder: Path, brain: StepBrain) -> None:
-    """The last validation, in a file."""
-    scores = [r for r in brain.monitor.records if "valid_accuracy" in r]
-    (folder / "results.json").write_text(json.dumps(scores[-1] if scores else {}, indent=2) + "\n")
-    print(f"Model folder: {folder / 'model'}\n{json.dumps(scores[-1] if scores else {})}")
+    """The validation of the checkpoint that the model folder holds, in a file."""
+    valid = [r for r in brain.monitor.records if "valid_accuracy" in r]
+    scores = next((r for r in valid if r["step"] == brain.optimizer_step), {})
+    (folder / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
+    print(f"Model folder: {folder / 'model'}\n{json.dumps(scores)}")
 
 
 if __name__ == "__main__":

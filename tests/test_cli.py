@@ -30,6 +30,8 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     save_asr(folder / "asr", ctc, CharVocabulary())
     save_pretrained(folder / "pretrained", ctc.wav2vec2)
+    layer = Wav2Vec2(**shape, positions_kernel=16, extractor_norm="layer", conv_bias=True)
+    save_asr(folder / "layer", Wav2Vec2CTC(layer, head=ctc.head), CharVocabulary())
     export_hf(ctc, folder / "hf")
     (folder / "hf" / "vocab.json").write_text(json.dumps(CharVocabulary().lab2ind))
     return folder
@@ -85,8 +87,10 @@ def test_json_lines(capsys, model, sounds):
 
 
 def test_chunks(capsys, model, sounds):
-    """A chunk of a minute is no restriction, one of a frame is."""
-    command = ("transcribe", sounds[1][0], "--model", model / "asr")
+    """A chunk of a minute is no restriction, one of a frame is; group norm refuses."""
+    refused = run(capsys, "transcribe", sounds[1][0], "--model", model / "hf", "--chunk-ms", "640")
+    assert refused[0] == 2 and "extractor_norm='layer'" in refused[2][-1]
+    command = ("transcribe", sounds[1][0], "--model", model / "layer")
     whole = run(capsys, *command)
     assert run(capsys, *command, "--chunk-ms", "60000") == whole
     assert run(capsys, *command, "--chunk-ms", "20") != whole

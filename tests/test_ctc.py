@@ -27,9 +27,10 @@ def wavs() -> Tensor:
     return torch.randn(3, 8000, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("family", ["group", "layer"])
+@pytest.mark.parametrize(
+    ("family", "chunk"), [("group", None), ("layer", None), ("layer", ChunkConfig(4, 4))]
+)
 @pytest.mark.parametrize("wav_lens", [None, WAV_LENS])
-@pytest.mark.parametrize("chunk", [None, ChunkConfig(4, 4)])
 @torch.no_grad()
 def test_kept_latents_replace_the_waveforms(
     family: str, wav_lens: Tensor | None, chunk: ChunkConfig | None

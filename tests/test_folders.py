@@ -121,8 +121,29 @@ def test_missing_weights_are_named(tmp_path):
     (tmp_path / "head.ckpt").unlink()
     with pytest.raises(FileNotFoundError, match=r"head\.ckpt"):
         Wav2Vec2ASR.from_hparams(source=tmp_path, run_opts=CPU)
-    with pytest.raises(FileNotFoundError, match="Expected a model folder"):
-        load_pretrained(tmp_path / "nowhere", tiny())
+    (tmp_path / "wav2vec2.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match="called model/"):
+        load_pretrained(tmp_path, tiny())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("heads", 2), ("norm_first", True), ("normalize", False)]
+)
+def test_another_architecture_of_the_same_shapes_is_refused(tmp_path, key, value):
+    """Weights would load; the answer would be another. The message says how to build it alike."""
+    save_pretrained(tmp_path, tiny())
+    other = Wav2Vec2(**{**tiny().config, key: value})
+    with pytest.raises(CheckpointMismatch, match=rf"{key}=.*--wav2vec2 '\{{{key}: "):
+        load_pretrained(tmp_path, other)
+    load_pretrained(tmp_path, tiny())
+
+
+def test_an_output_folder_is_not_a_model_folder(tmp_path):
+    """The message names the folder inside it that is."""
+    save_asr(tmp_path / "model", tiny_ctc(), CharVocabulary())
+    (tmp_path / "hyperparams.yaml").write_text("seed: 1")
+    with pytest.raises(FileNotFoundError, match="its model is"):
+        Wav2Vec2ASR.from_hparams(source=tmp_path)
 
 
 def test_wrong_folders_say_what_to_do(tmp_path):

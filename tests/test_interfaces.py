@@ -19,7 +19,7 @@ from w2v_plugin import (
     export_hf,
 )
 from w2v_plugin.audio import check_batch, read_audio
-from w2v_plugin.errors import BadAudio
+from w2v_plugin.errors import BadAudio, NotStreamable
 from w2v_plugin.text import CharVocabulary
 
 CPU = {"device": "cpu"}
@@ -72,8 +72,10 @@ def files(tmp_path):
 # --- one answer ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.parametrize("chunk", [None, ChunkConfig(chunk=4, left=8)])
+@pytest.mark.parametrize(
+    ("norm", "chunk"),
+    [("group", None), ("layer", None), ("layer", ChunkConfig(chunk=4, left=8))],
+)
 def test_a_batch_says_what_its_files_say_alone(files, norm, chunk):
     """Any grouping, either family, with and without chunks."""
     asr = make_asr(make_model(norm))
@@ -102,8 +104,15 @@ def test_forward_tokens_and_text_agree(asr):
     assert texts == [asr.tokenizer.decode_tokens(tokens[0])] != [""]
 
 
-def test_chunks_change_what_is_heard(asr):
+def test_group_norm_refuses_chunks(asr):
+    """Its statistics hear the whole utterance: the error says so and what to do."""
+    with pytest.raises(NotStreamable, match="extractor_norm='layer'"):
+        asr.transcribe_batch(noise(16000)[None], chunk=ChunkConfig(chunk=16))
+
+
+def test_chunks_change_what_is_heard():
     """A chunk as long as the file is the whole file; a short one is not."""
+    asr = make_asr(make_model("layer"))
     wavs = noise(16000)[None]
     whole = asr.transcribe_batch(wavs)
     assert asr.transcribe_batch(wavs, chunk=ChunkConfig(chunk=49))[0] == whole[0]

@@ -32,6 +32,7 @@ __all__ = [
     "__version__",
     "export_hf",
     "load_checkpoint",
+    "load_torchaudio",
 ]
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ if TYPE_CHECKING:
     from w2v_plugin.interfaces import Wav2Vec2ASR, Wav2Vec2Encoder
     from w2v_plugin.model import Wav2Vec2
     from w2v_plugin.pretraining import Wav2Vec2Pretraining
+    from w2v_plugin.torchaudio_checkpoints import load_torchaudio
 
 _HOMES = {
     "attention": ("ChunkConfig",),
     "checkpoints": ("export_hf", "load_checkpoint"),
+    "torchaudio_checkpoints": ("load_torchaudio",),
     "interfaces": ("Wav2Vec2ASR", "Wav2Vec2Encoder"),
     "model": ("Wav2Vec2",),
     "pretraining": ("Wav2Vec2Pretraining",),

@@ -47,7 +47,7 @@ def read_audio(path: str | Path) -> Tensor:
         with soundfile.SoundFile(str(path)) as sound:
             rate, expected = sound.samplerate, _promised(sound)
             data = sound.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         reason = str(error).split(": ")[-1].strip().rstrip(".") or "its data breaks off"
         raise BadAudio(
             f"{path}: cannot be decoded ({reason}). Expected wav, flac, ogg or mp3; "

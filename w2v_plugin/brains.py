@@ -58,9 +58,11 @@ class PretrainBrain(StepBrain):
         wavs, wav_lens = batch.to(self.device).sig
         if stage == sb.Stage.TRAIN:
             wavs, wav_lens = crop(wavs, wav_lens, int(self.hparams.crop_s * SAMPLE_RATE))
-            return self.modules.model(wavs, wav_lens, chunk=sample_chunk(self.hparams, stage))
+            chunk = sample_chunk(self.hparams, stage)
+            logged = (self.optimizer_step + 1) % self.hparams.log_every == 0
+            return self.modules.model(wavs, wav_lens, chunk=chunk, chance=logged)
         generator = torch.Generator(wavs.device).manual_seed(self.step)
-        return self.modules.model(wavs, wav_lens, generator=generator)
+        return self.modules.model(wavs, wav_lens, chance=True, generator=generator)
 
     def compute_objectives(
         self, predictions: PretrainingOutput, batch: PaddedBatch, stage: sb.Stage
@@ -73,7 +75,7 @@ class PretrainBrain(StepBrain):
             self.sums["count"] += float(count)
             self.sums["shared"] += float(contrastive.shared * count)
             self.sums["shares"] += predictions.quantized.shares * count
-        return predictions.loss / count.clamp(min=1)
+        return self.mean_loss(predictions.loss, count)
 
     def on_fit_batch_end(
         self, batch: PaddedBatch, outputs: PretrainingOutput, loss: Tensor, should_step: bool
@@ -99,7 +101,9 @@ class PretrainBrain(StepBrain):
             "masked_share": (outputs.mask.sum() / outputs.frame_lengths.sum()).item(),
             "temperature": self.model.quantizer.temperature,
         }
-        check_collapse(record)
+        if outputs.chance is not None:
+            record["chance"] = (outputs.chance / count).item()
+        check_collapse(record, count.item())
         return record
 
     def score(self, stage_loss: float) -> dict[str, float]:
@@ -115,17 +119,17 @@ class PretrainBrain(StepBrain):
         }
 
     def save(self, scores: dict[str, float]) -> None:
-        check_collapse({**scores, "contrastive": scores["loss"]})
+        check_collapse({**scores, "contrastive": scores["loss"]}, self.sums["count"])
         self.checkpointer.save_and_keep_only(meta=scores, max_keys=["accuracy"])
 
 
-def check_collapse(record: dict[str, float]) -> None:
-    """Stop when one code stands for everything.
+def check_collapse(record: dict[str, float], frames: float) -> None:
+    """Stop when one code stands for everything in at least 30 masked frames.
 
     Then all negatives equal the positive and are left out, and the loss is 0.000: it looks like
     success. The codes without noise tell.
     """
-    if record["code_perplexity"] >= 2.0:
+    if record["code_perplexity"] >= 2.0 or frames < 30:
         return
     raise TrainingCollapsed(
         f"The codebook collapsed: code perplexity {record['code_perplexity']:.2f} (1 = a single "
@@ -197,10 +201,10 @@ class CTCBrain(StepBrain):
             blank=vocabulary.get_blank_index(),
             reduction="sum",
             zero_infinity=True,
-        ) / lengths.sum().clamp(min=1)
+        )
         if stage != sb.Stage.TRAIN:
             self.read(predictions, batch)
-        return loss
+        return self.mean_loss(loss, lengths.sum())
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         super().on_stage_start(stage, epoch)

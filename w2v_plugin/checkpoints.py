@@ -1,4 +1,4 @@
-"""Published weights -> our models and back: transformers (files or hub) and torchaudio.
+"""Published weights -> our models and back: transformers' folders and hub repositories.
 
 A source differs from us in names only, so one table per source says how *our* parameters are
 called there. Import and export both read it in that direction: to load, we ask the file for the

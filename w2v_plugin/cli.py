@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import w2v_plugin
+from w2v_plugin.errors import NotStreamable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -31,7 +32,7 @@ examples:
   w2v transcribe talk.wav --model runs/ctc/model
   w2v transcribe *.flac interviews/ --model facebook/wav2vec2-base-960h > texts.tsv
   w2v transcribe *.flac --model runs/ctc/model --json | jq -r .text
-  w2v transcribe talk.wav --model runs/ctc/model --chunk-ms 640   # as if streamed
+  w2v transcribe talk.wav --model runs/ctc/model --chunk-ms 640   # in chunks
 
 output: the text of a single file; otherwise path, tab, text; with --json one object per line.
 A file that cannot be used is named on stderr, the others are transcribed, exit status is 1.
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except CannotStart as error:
+    except (CannotStart, NotStreamable) as error:
         print(f"w2v: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ unreadable in the middle of a run is left out of its batch and counted, and the 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class AudioReader:
     def __call__(self, path: str) -> Tensor | None:
         """(samples,) float32, or None for a file that cannot be used."""
         if path in self.kept:
-            return self.kept[path].float() / 32767
+            return self.kept[path].float() / 32768
         if path in self.failed:
             return None
         try:
@@ -54,8 +55,9 @@ class AudioReader:
             self.failed[path] = str(error)
             logger.warning("Left out (%d so far): %s", len(self.failed), error)
             return None
-        if self.keep:
-            self.kept[path] = (wav.clamp(-1, 1) * 32767).round().short()
+        if self.keep:  # and give out what later uses will get, or a resumed run would differ
+            self.kept[path] = (wav * 32768).round().clamp(-32768, 32767).short()
+            return self.kept[path].float() / 32768
         return wav
 
 
@@ -91,10 +93,10 @@ def speech_dataset(
         The manifest is malformed, or no utterance is left.
     """
     rows, left_out = {}, []
-    for line, row in enumerate(read_manifest(manifest), start=2):
+    for row in read_manifest(manifest):
         reason = unusable(row, vocabulary, min_s, max_s)
         if reason:
-            left_out.append(f"{manifest}:{line}: {row['ID']}: {reason}")
+            left_out.append(f"{manifest}:{row['line']}: {row['ID']}: {reason}")
         else:
             rows[row["ID"]] = {**row, "duration": float(row["duration"])}
     for message in left_out:
@@ -193,6 +195,7 @@ class BucketSampler(Sampler[list[int]]):
         self.budget_s, self.seed, self.shuffle = budget_s, seed, shuffle
         self.batches = batches or len(self.one_pass(0))
         self.epoch = 1
+        self.begins = [0]  # batches in the stream before each pass, as far as known
 
     def set_epoch(self, epoch: int) -> None:
         """Called by SpeechBrain's Brain; epochs count from 1."""
@@ -221,16 +224,14 @@ class BucketSampler(Sampler[list[int]]):
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def __iter__(self) -> Iterator[list[int]]:
-        skip, number, given = (self.epoch - 1) * self.batches, 0, 0
-        if not self.shuffle:
-            skip = 0
-        while given < self.batches:
-            for batch in self.one_pass(number):
-                if skip > 0:
-                    skip -= 1
-                elif given < self.batches:
-                    given += 1
-                    yield batch
+        begin = (self.epoch - 1) * self.batches if self.shuffle else 0
+        end, number = begin + self.batches, bisect_right(self.begins, begin) - 1
+        while self.begins[number] < end:
+            batches = self.one_pass(number)
+            first = self.begins[number]
+            if len(self.begins) == number + 1:
+                self.begins.append(first + len(batches))
+            yield from batches[max(begin - first, 0) : end - first]
             number += 1
 
 

@@ -21,6 +21,7 @@ import yaml
 import w2v_plugin
 from w2v_plugin.checkpoints import load_checkpoint
 from w2v_plugin.ctc import Wav2Vec2CTC
+from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.weights import load_state, load_strict
@@ -104,7 +105,7 @@ def save_asr(folder: str | Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary)
 
 
 def load_pretrained(source: str | Path, wav2vec2: Wav2Vec2) -> None:
-    """Fill `wav2vec2` with trained weights; CheckpointMismatch if shapes differ.
+    """Fill `wav2vec2` with trained weights; CheckpointMismatch if the architectures differ.
 
     Parameters
     ----------
@@ -116,13 +117,52 @@ def load_pretrained(source: str | Path, wav2vec2: Wav2Vec2) -> None:
     """
     path = Path(source) / "wav2vec2.ckpt"
     if path.is_file():
+        check_config(wav2vec2, read_config(path.with_name("hyperparams.yaml")), str(source))
         load_state(wav2vec2, path)
     elif (Path(source) / "hyperparams.yaml").is_file():
-        raise FileNotFoundError(f"{path}: no such file. Was the run that writes it interrupted?")
+        raise FileNotFoundError(
+            f"{path}: no such file. The model folder inside an output folder is called model/; it "
+            "is written at the end of the run."
+        )
     else:
         model = load_checkpoint(source)
         body = model if isinstance(model, Wav2Vec2) else model.wav2vec2
+        check_config(wav2vec2, body.config, str(source))
         load_strict(wav2vec2, body.state_dict(), source=str(source))
+
+
+# what changes the answer but no shape: weights of another architecture would load silently
+UNSEEN = ("heads", "norm_first", "extractor_norm", "normalize", "kernels", "strides")
+
+
+class AnyTag(yaml.SafeLoader):
+    """Reads HyperPyYAML as plain data, running nothing."""
+
+
+AnyTag.add_multi_constructor(
+    "!",
+    lambda loader, _, node: (
+        loader.construct_mapping(node, deep=True)
+        if isinstance(node, yaml.MappingNode)
+        else node.value
+    ),
+)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Arguments of `Wav2Vec2` in a model folder."""
+    return yaml.load(path.read_text(encoding="utf-8"), AnyTag)["wav2vec2"]
+
+
+def check_config(wav2vec2: Wav2Vec2, found: dict[str, Any], source: str) -> None:
+    """Compare what the shapes of the weights do not tell."""
+    ours, theirs = plain(wav2vec2.config), plain(found)
+    for key in UNSEEN:
+        if ours[key] != theirs[key]:
+            raise CheckpointMismatch(
+                f"{source} was trained with {key}={theirs[key]}, this model has {key}={ours[key]}. "
+                f"Build it alike, in a recipe by --wav2vec2 '{{{key}: {theirs[key]}}}'."
+            )
 
 
 def encoder_yaml(wav2vec2: Wav2Vec2, loader: str) -> str:

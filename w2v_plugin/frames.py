@@ -75,8 +75,10 @@ def absolute_lengths(wav_lens: Tensor, samples: int) -> Tensor:
     >>> absolute_lengths(torch.tensor([1.0, 0.5]), 16001).tolist()
     [16001, 8000]
     """
-    # float64: rel * samples in float32 loses single samples beyond about 8 million
-    return torch.round(wav_lens.double() * samples).long().clamp(0, samples)
+    # float64: rel * samples in float32 loses single samples beyond about 8 million. On the CPU
+    # where the device has no float64
+    exact = (wav_lens.cpu() if wav_lens.device.type == "mps" else wav_lens).double()
+    return torch.round(exact * samples).long().clamp(0, samples).to(wav_lens.device)
 
 
 def valid_frames(lengths: Tensor, size: int) -> Tensor:

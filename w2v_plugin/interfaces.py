@@ -346,6 +346,9 @@ def _read_or_error(path: PathLike) -> Tensor | BadAudio:
 
 
 def _check_folder(folder: Path, hparams_file: str) -> None:
+    inner = folder / "model" / hparams_file
+    if inner.is_file():  # an output folder: its YAML is that of the training
+        raise FileNotFoundError(f"{folder} is the output of a run; its model is {inner.parent}.")
     if (folder / hparams_file).is_file():
         return
     hint = "Expected a folder written by training, such as <output_folder>/model."

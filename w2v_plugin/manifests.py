@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from w2v_plugin.audio import read_audio
 from w2v_plugin.errors import BadAudio, BadManifest
 from w2v_plugin.frames import SAMPLE_RATE
+from w2v_plugin.text import clean_text
 
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 SHOWN_REASONS = 5  # of the skipped files, in an error message; all of them are in the file
@@ -70,17 +70,6 @@ class Summary:
         if self.skipped:
             line += f"; {self.skipped} skipped (see {skipped_path(self.path)})"
         return line
-
-
-def clean_text(text: str) -> str:
-    """Unicode NFC and single spaces; letters, case and punctuation stay as they are.
-
-    Example
-    -------
-    >>> clean_text("  two\\n words ")
-    'two words'
-    """
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def check_audio(path: str | Path) -> float:
@@ -266,7 +255,12 @@ def _checked_row(
         raise BadManifest(f"{path}:{line}: id {name!r} was already used on line {seen[name]}.")
     seen[name] = line
     wav = str(path.resolve().parent / row["wav"])
-    return {**row, "duration": _duration(row["duration"], f"{path}:{line}"), "wav": wav}
+    return {
+        **row,
+        "duration": _duration(row["duration"], f"{path}:{line}"),
+        "wav": wav,
+        "line": line,
+    }
 
 
 def _duration(text: str, where: str) -> float:

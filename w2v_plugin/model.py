@@ -1,4 +1,4 @@
-"""The three models: Wav2Vec2 (wavs -> context), Wav2Vec2Pretraining, Wav2Vec2CTC.
+"""Wav2Vec2: wavs -> context. Pretraining and CTC (next files) put their heads on it.
 
     wavs ─ extract ─► latents ─ project ─ mask ─ encoder ─► context ─ head ─► logits   (CTC)
                          └─ quantizer ─► targets ─ contrastive loss ◄─┘               (pretraining)
@@ -18,23 +18,15 @@ from torch import Tensor, nn
 
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.encoder import ContextEncoder
+from w2v_plugin.errors import BadAudio, NotStreamable
 from w2v_plugin.features import ConvExtractor, FeatureProjection, ScaleGradient, normalize_wavs
-from w2v_plugin.frames import KERNELS, STRIDES, absolute_lengths, valid_frames
-
-# The published shapes, as data: `Wav2Vec2(**SHAPES["base"])`.
-SHAPES: dict[str, dict[str, Any]] = {
-    "base": {"dim": 768, "layers": 12, "heads": 12, "ffn_dim": 3072},
-    "large": {"dim": 1024, "layers": 24, "heads": 16, "ffn_dim": 4096},
-    "large_lv60": {
-        "dim": 1024,
-        "layers": 24,
-        "heads": 16,
-        "ffn_dim": 4096,
-        "extractor_norm": "layer",
-        "conv_bias": True,
-        "norm_first": True,
-    },
-}
+from w2v_plugin.frames import (
+    KERNELS,
+    STRIDES,
+    absolute_lengths,
+    frame_lengths,
+    valid_frames,
+)
 
 PADDING_MODES = ("exact", "mask", "reference")
 
@@ -166,6 +158,8 @@ class Wav2Vec2(nn.Module):
         tuple
             Latents (batch, frames, channels), and valid frames (batch,) or None as `wav_lens`.
         """
+        if frame_lengths(wavs.shape[1], self.extractor.kernels, self.extractor.strides) == 0:
+            raise BadAudio(f"{wavs.shape[1]} samples are less than one frame; 25 ms are needed.")
         lengths = None if wav_lens is None else absolute_lengths(wav_lens, wavs.shape[1])
         if self.normalize:
             wavs = normalize_wavs(wavs, lengths, self.normalize_eps)
@@ -207,6 +201,12 @@ class Wav2Vec2(nn.Module):
         normed : Tensor, optional
             The latents after the projection's LayerNorm, if they are at hand already.
         """
+        if chunk is not None and self.extractor.norm == "group":
+            raise NotStreamable(
+                "extractor_norm='group' takes statistics over the whole utterance, so every frame "
+                "depends on all others and chunks mean nothing. Use a model with "
+                "extractor_norm='layer', or leave out chunk."
+            )
         x = self.projection(self.projection.norm(latents) if normed is None else normed)
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)

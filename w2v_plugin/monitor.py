@@ -1,4 +1,4 @@
-"""What happens during training: a line per step in `steps.jsonl`, TensorBoard, PNG curves.
+"""What happens during training: a line per logged step in `steps.jsonl`, TensorBoard, PNG curves.
 
 `steps.jsonl` is the source; the picture is drawn from it, so that it survives interruptions.
 """
@@ -82,7 +82,7 @@ class Monitor:
             self.curve(axis, name, "training", alpha=0.6)
             self.curve(axis, f"valid_{name}", "validation", marker=".")
             if name == "accuracy":
-                self.curve(axis, "valid_chance", "chance, measured", linestyle="--", color="gray")
+                self.curve(axis, "chance", "chance, measured", linestyle="--", color="gray")
             axis.set_title(name)
             axis.grid(alpha=0.3)
         axes.flat[0].legend(fontsize="small")

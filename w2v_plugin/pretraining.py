@@ -30,7 +30,7 @@ class PretrainingOutput:
     penalty: Tensor  # mean square of the latents
     mask: Tensor  # (batch, frames) bool
     frame_lengths: Tensor  # (batch,)
-    chance: Tensor | None = None  # evaluation: frames that a *random* context gets right
+    chance: Tensor | None = None  # frames that a *random* context gets right, if asked for
 
 
 class Wav2Vec2Pretraining(nn.Module):
@@ -50,6 +50,9 @@ class Wav2Vec2Pretraining(nn.Module):
         Of the cosine similarities.
     mask_prob, mask_length
         See `span_mask`.
+    equal_masks : bool
+        As many masked frames in every utterance of a batch as in its poorest one, as published;
+        meant for batches of equal length.
     diversity_weight, penalty_weight : float
         Published: 0.1 and 10.
     quantizer_dropout : float
@@ -74,6 +77,7 @@ class Wav2Vec2Pretraining(nn.Module):
         temperature: float = 0.1,
         mask_prob: float = 0.65,
         mask_length: int = 10,
+        equal_masks: bool = False,
         diversity_weight: float = 0.1,
         penalty_weight: float = 10.0,
         quantizer_dropout: float = 0.0,
@@ -85,6 +89,7 @@ class Wav2Vec2Pretraining(nn.Module):
         self.quantizer_dropout = nn.Dropout(quantizer_dropout)
         self.negatives, self.temperature = negatives, temperature
         self.mask_prob, self.mask_length = mask_prob, mask_length
+        self.equal_masks = equal_masks
         self.diversity_weight, self.penalty_weight = diversity_weight, penalty_weight
 
     def forward(
@@ -95,6 +100,7 @@ class Wav2Vec2Pretraining(nn.Module):
         mask: Tensor | None = None,
         negatives: Tensor | None = None,
         chunk: ChunkConfig | None = None,
+        chance: bool = False,
         generator: torch.Generator | None = None,
     ) -> PretrainingOutput:
         """Losses of a batch.
@@ -109,6 +115,8 @@ class Wav2Vec2Pretraining(nn.Module):
             (batch, masked, n) indices among the masked frames; drawn when not given.
         chunk : ChunkConfig, optional
             Train the context in chunks.
+        chance : bool
+            Also measure what a random context would get right.
         generator : torch.Generator, optional
             For mask and negatives; makes evaluation repeatable.
         """
@@ -120,7 +128,12 @@ class Wav2Vec2Pretraining(nn.Module):
             counts = torch.full((len(latents),), size, device=latents.device)
         if mask is None:
             mask = span_mask(
-                counts, size, prob=self.mask_prob, length=self.mask_length, generator=generator
+                counts,
+                size,
+                prob=self.mask_prob,
+                length=self.mask_length,
+                equal_counts=self.equal_masks,
+                generator=generator,
             )
         out = self.wav2vec2.contextualize(latents, lengths, mask=mask, chunk=chunk, normed=normed)
         index, valid = masked_indices(mask)  # (batch, masked)
@@ -137,10 +150,10 @@ class Wav2Vec2Pretraining(nn.Module):
             temperature=self.temperature,
         )
         contrastive = score(context)
-        chance = None
-        if not self.training:  # not 1 in 101: negatives repeat and share codes
+        guessed = None
+        if chance:  # not 1 in 101: negatives repeat and share codes
             noise = torch.randn(context.shape, device=context.device, generator=generator)
-            chance = score(noise.to(context.dtype)).correct
+            guessed = score(noise.to(context.dtype).detach()).correct
         penalty = feature_penalty(latents, None if lengths is None else valid_frames(lengths, size))
         extra = (
             self.diversity_weight * quantized.diversity
@@ -148,7 +161,7 @@ class Wav2Vec2Pretraining(nn.Module):
             + quantized.commitment
         )
         loss = contrastive.loss + contrastive.count * extra
-        return PretrainingOutput(loss, contrastive, quantized, penalty, mask, counts, chance)
+        return PretrainingOutput(loss, contrastive, quantized, penalty, mask, counts, guessed)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -267,18 +267,21 @@ class NearestQuantizer(nn.Module):
         """Count the update and restart dead codes when it is time; call once per optimizer step."""
         self.updates += 1
         due = self.restart_every and int(self.updates) % self.restart_every == 0
-        if not due or self.recent is None or len(self.recent) == 0:
+        if not due:
             return
-        dead = self.running_usage < self.DEAD  # (groups, codes)
-        pick = torch.randint(len(self.recent), dead.shape, device=dead.device)
-        fresh = self.recent.transpose(0, 1).gather(
-            1, pick[..., None].expand(-1, -1, self.recent.shape[-1])
-        )
-        self.codebook.copy_(torch.where(dead[..., None], fresh, self.codebook))
-        self.running_usage.masked_fill_(dead, 0.5)
+        if self.recent is not None and len(self.recent):
+            self.restart_dead(self.recent)
         if dist.is_available() and dist.is_initialized():  # every rank drew its own latents
             dist.broadcast(self.codebook.data, src=0)
             dist.broadcast(self.running_usage, src=0)
+
+    def restart_dead(self, latents: Tensor) -> None:
+        """Move codes that are hardly used onto random rows of (n, groups, d) latents."""
+        dead = self.running_usage < self.DEAD  # (groups, codes)
+        pick = torch.randint(len(latents), dead.shape, device=dead.device)
+        fresh = latents.transpose(0, 1).gather(1, pick[..., None].expand(-1, -1, latents.shape[-1]))
+        self.codebook.copy_(torch.where(dead[..., None], fresh, self.codebook))
+        self.running_usage.masked_fill_(dead, 0.5)
 
     def forward(self, latents: Tensor, valid: Tensor | None = None) -> Quantized:
         """Quantize (..., channels); statistics and losses over `valid` (...) entries only."""

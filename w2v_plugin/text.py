@@ -21,6 +21,17 @@ ENGLISH = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
 SPECIAL = re.compile(r"<.+>|\[.+\]")  # <unk>, </s>, [UNK], [PAD]: not text
 
 
+def clean_text(text: str) -> str:
+    """Unicode NFC and single spaces; letters, case and punctuation stay as they are.
+
+    Example
+    -------
+    >>> clean_text("  two\\n words ")
+    'two words'
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def normalize_text(text: str, letters: Iterable[str] = ENGLISH) -> str:
     """Unicode NFC, single spaces, and the case that the letters have.
 
@@ -29,7 +40,7 @@ def normalize_text(text: str, letters: Iterable[str] = ENGLISH) -> str:
     >>> normalize_text("  don't  stop")
     "DON'T STOP"
     """
-    text = " ".join(unicodedata.normalize("NFC", text).split())
+    text = clean_text(text)
     letters = "".join(letters)
     if letters == letters.upper():
         return text.upper()

@@ -32,7 +32,9 @@ from w2v_plugin.monitor import Monitor
 def tri_stage(
     step: int, total: int, *, warmup: float = 0.1, hold: float = 0.4, final: float = 0.05
 ) -> float:
-    """Share of the peak learning rate: linear warm-up, constant, linear decay.
+    """Share of the peak learning rate: linear warm-up, constant, linear decay (as in the paper).
+
+    Fairseq's code decays exponentially to the same end.
 
     Parameters
     ----------
@@ -54,6 +56,19 @@ def tri_stage(
     if step < end:
         return 1.0
     return max(1.0 - (1.0 - final) * (step - end) / max(total - end, 1), final)
+
+
+def distributed() -> bool:
+    """Whether several processes train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum over ranks, without gradient."""
+    x = x.detach().clone().float()
+    if distributed():
+        torch.distributed.all_reduce(x)
+    return x
 
 
 @register_checkpoint_hooks
@@ -79,8 +94,11 @@ class StepBrain(sb.Brain):
 
     Hyperparameters that it reads: `seed`, `output_folder`, `log_every` and `valid_every`
     (updates), `batch_s` (padded seconds of audio per batch and process), `epoch_counter`,
-    optionally `crop_s`, and `schedule`, a function from the update to a share of the peak
-    learning rate.
+    `schedule` (a function from the update to a share of the peak learning rate), and optionally
+    `crop_s` and `num_workers` (processes that read audio).
+
+    Losses are sums over frames or characters; the gradient is divided once, by their number in all
+    micro-batches and on all ranks, so that batches can be cut in any way.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -91,24 +109,27 @@ class StepBrain(sb.Brain):
             self.checkpointer.add_recoverable("progress", self.progress)
         self.peak_lr: dict[str, float] = {}
         self.gradient_norm = math.nan
+        self.ranks = torch.distributed.get_world_size() if distributed() else 1
+        self.reference = torch.ones(())  # what `mean_loss` divided by in this update
+        self.counted = torch.zeros(())  # frames or characters in this update, on this rank
 
     def fit_on(self, train: DynamicItemDataset, valid: DynamicItemDataset) -> None:
         """Run all updates; an epoch is `valid_every` of them, whatever the size of the corpus."""
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         sampler = BucketSampler(
             durations(train),
             budget_s=self.hparams.batch_s,
-            batches=self.hparams.valid_every * self.grad_accumulation_factor * ranks,
+            batches=self.hparams.valid_every * self.grad_accumulation_factor * self.ranks,
             crop_s=getattr(self.hparams, "crop_s", math.inf),
             seed=self.hparams.seed,
         )
         self.train_sampler = sampler  # the Brain forgets it outside of DDP: no reshuffling
+        workers = {"num_workers": getattr(self.hparams, "num_workers", 0)}
         self.fit(
             self.hparams.epoch_counter,
             train,
             valid,
-            train_loader_kwargs={"batch_sampler": sampler, "collate_fn": collate},
-            valid_loader_kwargs=by_length(valid, self.hparams.batch_s * 4),
+            train_loader_kwargs={"batch_sampler": sampler, "collate_fn": collate, **workers},
+            valid_loader_kwargs={**by_length(valid, self.hparams.batch_s), **workers},
         )
 
     @property
@@ -144,8 +165,10 @@ class StepBrain(sb.Brain):
         for name, optimizer in self.optimizers_dict.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.peak_lr[name] * factor
-        micro_step = self.step % self.grad_accumulation_factor
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        micro_step = (self.step - 1) % self.grad_accumulation_factor
+        if micro_step == 0:
+            self.counted = torch.zeros((), device=self.device)
+        rank = torch.distributed.get_rank() if distributed() else 0
         key = (self.hparams.seed * 1_000_003 + self.optimizer_step) * 4096
         torch.manual_seed((key + micro_step * 64 + rank) % 2**63)
 
@@ -153,17 +176,41 @@ class StepBrain(sb.Brain):
         """Whether this update is logged."""
         return self.optimizer_step % self.hparams.log_every == 0
 
+    def mean_loss(self, total: Tensor, count: Tensor) -> Tensor:
+        """A loss to return from `compute_objectives`: `total` over (about) `count`.
+
+        In training, all micro-batches and ranks of an update divide by one number, the mean count
+        of its first micro-batches; `optimizers_step` then corrects that to the true total.
+        """
+        if not torch.is_grad_enabled():
+            return total / count.clamp(min=1)
+        if (self.step - 1) % self.grad_accumulation_factor == 0:
+            self.reference = (all_sum(count) / self.ranks).clamp(min=1)
+        self.counted = self.counted + count
+        return total / self.reference
+
     def optimizers_step(self) -> None:
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.ranks * self.grad_accumulation_factor > 1:
+            batches = self.ranks * self.grad_accumulation_factor
+            scale = self.reference * batches / all_sum(self.counted).clamp(min=1)
+            torch._foreach_mul_(grads, scale)
         if (self.optimizer_step + 1) % self.hparams.log_every == 0:
-            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads) / self.scaler.get_scale()
             self.gradient_norm = float(norm)
         super().optimizers_step()
+        for optimizer in self.optimizers_dict.values():  # the Brain forgets the frozen ones
+            optimizer.zero_grad(set_to_none=True)
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
+        # in the middle of an update there are gradients that no checkpoint holds
+        whole = self.step % self.grad_accumulation_factor == 0
+        return whole and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def on_fit_batch_end(
         self, batch: PaddedBatch, outputs: Any, loss: Tensor, should_step: bool
     ) -> None:
-        self.progress.audio_s += self.audio_s(batch)
+        self.progress.audio_s += self.audio_s(batch) * self.ranks
         self.progress.seconds += time.perf_counter() - self.batch_started
         if should_step and self.due():
             self.log(self.describe(outputs, loss))

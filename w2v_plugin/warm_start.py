@@ -55,7 +55,8 @@ class MelRegression(nn.Module):
     @torch.no_grad()
     def spectrum(self, wavs: Tensor) -> Tensor:
         """(batch, samples) -> (batch, frames, mels) log energies."""
-        return torch.log(self.mel(wavs).transpose(1, 2) + 1e-2)
+        with torch.autocast(wavs.device.type, enabled=False):  # energies overflow float16
+            return torch.log(self.mel(wavs.float()).transpose(1, 2) + 1e-2)
 
     def forward(self, wavs: Tensor, wav_lens: Tensor | None = None) -> Tensor:
         """Mean squared error, in units of the variance of the targets."""

@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("--data", type=Path, required=True, help="folder that holds the splits")
-    add("--split", required=True, help="train-clean-5, train-clean-100, dev-clean, test-clean ...")
+    add("--split", required=True, nargs="+", help="train-clean-5, dev-clean ...; one or several")
     add("--out", type=Path, required=True, help="manifest to write")
     add("--keep", type=Path, help="text file naming the utterances to keep, one a line")
     add("--minutes", type=float, help="random subset of this size, balanced over speakers")
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; 2 and one line on stderr where the corpus cannot be used."""
     options = parser().parse_args(argv)
     try:
-        utterances = list_split(options.data / options.split)
+        utterances = [u for split in options.split for u in list_split(options.data / split)]
         if options.keep:
             utterances = keep_listed(utterances, options.keep)
         if options.minutes:

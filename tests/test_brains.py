@@ -1,0 +1,117 @@
+"""What happens to gradients between a batch and an optimizer."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from torch import Tensor, nn
+
+from w2v_plugin.brains import CTCBrain, check_collapse
+from w2v_plugin.ctc import Wav2Vec2CTC
+from w2v_plugin.errors import TrainingCollapsed
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.text import CharVocabulary
+from w2v_plugin.training import StepBrain, tri_stage
+
+
+class Slope(StepBrain):
+    """Loss: the sum of weight * x over the elements of a batch."""
+
+    def compute_forward(self, batch: Any, stage: sb.Stage) -> Tensor:
+        return self.modules.model(batch.x)
+
+    def compute_objectives(self, predictions: Tensor, batch: Any, stage: sb.Stage) -> Tensor:
+        return self.mean_loss(predictions.sum(), torch.tensor(float(batch.x.numel())))
+
+    def on_fit_batch_end(self, *_: object) -> None:
+        pass
+
+
+def slope(tmp_path: Path, accumulate: int) -> Slope:
+    hparams = {
+        "seed": 1,
+        "output_folder": str(tmp_path),
+        "log_every": 100,
+        "schedule": partial(tri_stage, total=10),
+        "grad_accumulation_factor": accumulate,
+        "max_grad_norm": 1e9,
+        "lr": 1.0,
+    }
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1, bias=False)
+    options = {"device": "cpu"}
+    brain = Slope({"model": model}, torch.optim.SGD, hparams=hparams, run_opts=options)
+    brain.init_optimizers()
+    return brain
+
+
+@pytest.mark.parametrize("cuts", [(1, 5), (3, 3), (2, 1, 3), (5, 1)])
+def test_micro_batches_of_any_size_are_one_batch(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    """The update is that of the mean over all elements, however they were cut."""
+    x = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])[:, None]
+    weights = []
+    for parts in (x.split(list(cuts)), [x]):
+        brain = slope(tmp_path, len(parts))
+        for part in parts:
+            brain.step += 1
+            brain.fit_batch(SimpleNamespace(x=part))
+        assert brain.optimizer_step == 1
+        weights.append(brain.model.weight.detach().clone())
+    # float32, a handful of additions of numbers below 64
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-6)
+
+
+def tuner(tmp_path: Path, freeze: int) -> CTCBrain:
+    torch.manual_seed(0)
+    wav2vec2 = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7)
+    hparams = {
+        "seed": 1,
+        "output_folder": str(tmp_path),
+        "log_every": 100,
+        "schedule": partial(tri_stage, total=10),
+        "vocabulary": CharVocabulary(),
+        "encoder_lr": 0.01,
+        "head_lr": 0.01,
+        "freeze_encoder_updates": freeze,
+        "keep_latents": False,
+    }
+    model = Wav2Vec2CTC(wav2vec2, 32)
+    brain = CTCBrain({"model": model}, torch.optim.SGD, hparams=hparams, run_opts={"device": "cpu"})
+    brain.init_optimizers()
+    return brain
+
+
+def speech() -> PaddedBatch:
+    wav = torch.randn(8000, generator=torch.Generator().manual_seed(0))
+    return PaddedBatch([{"id": "a", "sig": wav, "tokens": torch.tensor([7, 5, 9]), "wrd": "AEN"}])
+
+
+def test_a_frozen_encoder_collects_no_gradients(tmp_path: Path) -> None:
+    """Only the head moves at first, and the first step of the encoder is that of one batch."""
+    brain = tuner(tmp_path, freeze=2)
+    body = brain.model.wav2vec2.projection.linear.weight
+    before, head = body.detach().clone(), brain.model.head.weight.detach().clone()
+    for _ in range(2):
+        brain.step += 1
+        brain.fit_batch(speech())
+        assert all(p.grad is None for p in brain.model.parameters())
+    assert torch.equal(body, before) and not torch.equal(brain.model.head.weight, head)
+    brain.step += 1
+    brain.fit_batch(speech())
+    assert not torch.equal(body, before)
+
+
+def test_collapse_is_called_on_enough_frames_only() -> None:
+    """A batch without usable files has perplexity 1, too, and is no reason to stop."""
+    record = {"code_perplexity": 1.0, "contrastive": 0.0, "accuracy": 0.0}
+    check_collapse(record, frames=0)
+    check_collapse({**record, "code_perplexity": 2.5}, frames=1000)
+    with pytest.raises(TrainingCollapsed, match="means nothing"):
+        check_collapse(record, frames=1000)
