@@ -37,7 +37,7 @@ from w2v_plugin.interfaces import Wav2Vec2ASR
 from w2v_plugin.manifests import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
-PRETRAIN_UPDATES, CTC_UPDATES = 1400, 2500
+PRETRAIN_UPDATES, CTC_UPDATES = 1400, 3000
 ARMS = ("pretrained", "warm_start", "scratch")
 SETTINGS = ("test", "test_640ms", "test_320ms", "odd", "odd_640ms", "odd_320ms")
 
