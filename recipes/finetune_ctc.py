@@ -47,7 +47,7 @@ def test(brain: CTCBrain, hparams: dict[str, Any]) -> dict[str, dict[str, float]
         for frames in hparams["eval_chunks"]:
             brain.eval_chunk = None if frames is None else ChunkConfig(frames)
             loader = by_length(dataset, hparams["batch_s"])
-            brain.evaluate(dataset, min_key="WER", test_loader_kwargs=loader)
+            brain.evaluate(dataset, min_key=hparams["best_by"], test_loader_kwargs=loader)
             key = name if frames is None else f"{name}_{frames * 20}ms"
             results[key] = brain.test_scores
             run_on_main(write_alignments, args=[brain, folder / f"wer_{key}.txt"])
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     )
     brain.fit_on(*(load_data(hparams, hparams[key]) for key in ("train_csv", "valid_csv")))
     seconds = brain.progress.seconds  # of the whole training; the best checkpoint knows less
-    brain.on_evaluate_start(min_key="WER")
+    brain.on_evaluate_start(min_key=hparams["best_by"])
     folder = Path(hparams["output_folder"])
     run_on_main(save_asr, args=[folder / "model", hparams["model"], hparams["vocabulary"]])
     results = test(brain, hparams)

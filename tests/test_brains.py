@@ -81,6 +81,7 @@ def tuner(tmp_path: Path, freeze: int) -> CTCBrain:
         "head_lr": 0.01,
         "freeze_encoder_updates": freeze,
         "keep_latents": False,
+        "best_by": "WER",
     }
     model = Wav2Vec2CTC(wav2vec2, 32)
     brain = CTCBrain({"model": model}, torch.optim.SGD, hparams=hparams, run_opts={"device": "cpu"})

@@ -144,7 +144,8 @@ class CTCBrain(StepBrain):
 
     Further hyperparameters: `vocabulary`, `encoder_lr`, `head_lr`, `freeze_encoder_updates`
     (updates in which only the head learns), `keep_latents` (keep a frozen extractor's output in
-    memory), and optionally `chunk_sampler`. `eval_chunk` restricts what evaluation sees.
+    memory), `best_by` (WER or CER: which score keeps a checkpoint), and optionally
+    `chunk_sampler`. `eval_chunk` restricts what evaluation sees.
     """
 
     eval_chunk: ChunkConfig | None = None
@@ -236,7 +237,7 @@ class CTCBrain(StepBrain):
             self.test_scores = self.score(stage_loss)
 
     def save(self, scores: dict[str, float]) -> None:
-        self.checkpointer.save_and_keep_only(meta=scores, min_keys=["WER"])
+        self.checkpointer.save_and_keep_only(meta=scores, min_keys=[self.hparams.best_by])
 
 
 def sample_chunk(hparams: Any, stage: sb.Stage) -> ChunkConfig | None:
