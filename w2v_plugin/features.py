@@ -4,8 +4,8 @@
     latents ─ LayerNorm ─► normed (the quantizer reads these) ─ Linear ─► (batch, frames, dim)
 
 Activations are channels-last, so that each convolution is a matrix product on a *view* of its
-input (no im2col copy) and LayerNorm needs no transpose; on a CPU this is 2-3 times faster than
-`conv1d` with layer norm. Parameters keep `Conv1d`'s shape (out, in, kernel).
+input (no im2col copy) and LayerNorm needs no transpose. Parameters keep `Conv1d`'s shape
+(out, in, kernel). What that costs and saves is in `benchmarks/RESULTS.md`.
 
 Two published families: `norm="group"` (BASE: instance norm over *time* after the first
 convolution, so each frame depends on the whole utterance) and `norm="layer"` (LARGE LV-60, XLSR:
