@@ -10,6 +10,7 @@ Surprising: with the default padding a batch gives what its files give alone, so
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,9 +111,9 @@ class _Interface(Pretrained):
         return cls(modules, hparams, run_opts=run_opts)
 
     @classmethod
+    @abstractmethod
     def _adopt(cls, model: AnyModel, source: PathLike) -> tuple[dict[str, nn.Module], dict]:
         """Modules and hparams for a loaded checkpoint."""
-        raise NotImplementedError
 
 
 class Wav2Vec2ASR(_Interface):
