@@ -35,7 +35,8 @@ check: install  ## formatting, lint, types, spelling
 
 bench: install  ## speed against named peers; writes benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
-	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/pretraining.py
 
 clean:  ## remove the environment and all runs
 	rm -rf .venv runs

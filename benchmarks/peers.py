@@ -1,149 +1,201 @@
-"""Speed of the BASE model against named peers, in one run: `make bench`.
-
-Two jobs, fp32, random weights: the forward pass of one 10 s file (against transformers with sdpa
-and torchaudio), and a pretraining step of 2 x 5 s with forward, backward and AdamW, dropouts 0
-(against transformers' Wav2Vec2ForPreTraining with its own masks and negatives). Every round runs
-every variant once in shuffled order; the ratio is that of two times of one round, so that what
-disturbs the machine disturbs both. Writes benchmarks/RESULTS.md.
-"""
+"""The models that are compared: (samples,) or a padded batch -> logits, all from one checkpoint."""
 
 from __future__ import annotations
 
-import argparse
-import platform
-import random
-import statistics
-import subprocess
-import time
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import torchaudio
-import transformers
-from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model
-from transformers.models.wav2vec2 import modeling_wav2vec2 as hf
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from w2v_plugin.model import Wav2Vec2
-from w2v_plugin.pretraining import Wav2Vec2Pretraining
-from w2v_plugin.quantizer import GumbelQuantizer
+if TYPE_CHECKING:
+    from w2v_plugin.ctc import Wav2Vec2CTC
 
-HERE = Path(__file__).resolve().parent
-NO_DROPOUT = dict.fromkeys(
-    (
-        "hidden_dropout",
-        "attention_dropout",
-        "activation_dropout",
-        "feat_proj_dropout",
-        "feat_quantizer_dropout",
-        "layerdrop",
-    ),
-    0.0,
-)
+Forward = Callable[[Tensor], Tensor]  # (batch, samples) -> (batch, frames, vocab)
 
 
-def forward_jobs() -> dict[str, Callable[[], object]]:
-    """One 10 s file through models of the same shape."""
-    wavs = torch.randn(1, 160_000)
-    ours = Wav2Vec2().eval()
-    theirs = Wav2Vec2Model(Wav2Vec2Config(attn_implementation="sdpa")).eval()
-    audio = torchaudio.models.wav2vec2_base().eval()
-    return {
-        "transformers (sdpa)": lambda: theirs(wavs),
-        "w2v_plugin": lambda: ours(wavs),
-        "torchaudio": lambda: audio(wavs),
-    }
+def make_checkpoint(folder: Path) -> None:
+    """A BASE model with random weights and a CTC head, written by transformers."""
+    from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2ForCTC
+
+    from w2v_plugin.text import CharVocabulary
+
+    torch.manual_seed(0)
+    Wav2Vec2ForCTC(Wav2Vec2Config()).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(CharVocabulary().lab2ind))
+    Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
 
 
-def step_jobs() -> dict[str, Callable[[], object]]:
-    """A whole pretraining step of 2 x 5 s."""
-    wavs = torch.randn(2, 80_000)
-    theirs = Wav2Vec2ForPreTraining(Wav2Vec2Config(attn_implementation="sdpa", **NO_DROPOUT))
-    quantizer = GumbelQuantizer(codes=320)
-    ours = Wav2Vec2Pretraining(Wav2Vec2(), quantizer)
-    optimizers = {m: torch.optim.AdamW(m.parameters(), lr=1e-5) for m in (theirs, ours)}
+def transformers_sdpa(folder: Path, attention: str = "sdpa") -> Forward:
+    """transformers' Wav2Vec2ForCTC."""
+    from transformers import Wav2Vec2ForCTC
 
-    def their_step() -> None:
-        frames = int(theirs._get_feat_extract_output_lengths(wavs.shape[1]))
-        mask = hf._compute_mask_indices((2, frames), mask_prob=0.65, mask_length=10)
-        negatives = hf._sample_negative_indices((2, frames), 100, mask)
-        out = theirs(
-            wavs,
-            mask_time_indices=torch.from_numpy(mask),
-            sampled_negative_indices=torch.from_numpy(negatives),
-        )
-        update(theirs, out.loss / mask.sum())
-
-    def our_step() -> None:
-        out = ours(wavs)
-        update(ours, out.loss / out.contrastive.count)
-
-    def update(model: torch.nn.Module, loss: torch.Tensor) -> None:
-        loss.backward()
-        optimizers[model].step()
-        optimizers[model].zero_grad()
-
-    return {"transformers (sdpa)": their_step, "w2v_plugin": our_step}
+    model = Wav2Vec2ForCTC.from_pretrained(folder, attn_implementation=attention).eval()
+    return lambda wavs: model(wavs).logits
 
 
-def measure(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds per round and variant, after one warm-up round."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for i in range(rounds + 1):
-        for name in random.sample(list(jobs), len(jobs)):
-            begin = time.perf_counter()
-            jobs[name]()
-            if i:
-                times[name].append(time.perf_counter() - begin)
-    return times
+def transformers_eager(folder: Path) -> Forward:
+    """The same with attention in plain PyTorch."""
+    return transformers_sdpa(folder, "eager")
 
 
-def rows(title: str, times: dict[str, list[float]]) -> list[str]:
-    """Markdown: median seconds, and the ratio to the first variant with its range."""
-    reference = next(iter(times.values()))
-    lines = [f"\n## {title}\n", "| variant | median s | ratio | range |", "|---|---|---|---|"]
-    for name, values in times.items():
-        ratios = [a / b for a, b in zip(values, reference, strict=True)]
-        lines.append(
-            f"| {name} | {statistics.median(values):.2f} | {statistics.median(ratios):.2f} "
-            f"| {min(ratios):.2f}-{max(ratios):.2f} |"
-        )
-    return lines
+def transformers_bf16(folder: Path) -> Forward:
+    """The same with weights and activations in bfloat16."""
+    from transformers import Wav2Vec2ForCTC
+
+    model = Wav2Vec2ForCTC.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    return lambda wavs: model(wavs.bfloat16()).logits.float()
 
 
-def processor() -> str:
-    """Name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def transformers_dynamic_int8(folder: Path) -> Forward:
+    """The same after PyTorch's dynamic quantization of linear layers."""
+    import warnings
+
+    from transformers import Wav2Vec2ForCTC
+
+    model = Wav2Vec2ForCTC.from_pretrained(folder).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    return lambda wavs: quantized(wavs).logits
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    lines = [
-        "# Speed against peers",
-        "",
-        f"Written by `python benchmarks/peers.py --rounds {arguments.rounds} --threads "
-        f"{arguments.threads}` at commit {commit}. {processor()}, {arguments.threads} thread(s), "
-        f"default allocator, torch {torch.__version__}, transformers {transformers.__version__}. "
-        "Ratio: time over that of the first row in the same round; below 1 is faster.",
-    ]
-    with torch.inference_mode():
-        lines += rows("Forward, 10 s, fp32", measure(forward_jobs(), arguments.rounds))
-    lines += rows("Pretraining step, 2 x 5 s, fp32", measure(step_jobs(), arguments.rounds))
-    (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+def torchaudio_base(folder: Path) -> Forward:
+    """torchaudio's model, through its importer."""
+    from torchaudio.models.wav2vec2.utils import import_huggingface_model
+    from transformers import Wav2Vec2ForCTC
+
+    model = import_huggingface_model(Wav2Vec2ForCTC.from_pretrained(folder)).eval()
+    return lambda wavs: model(wavs)[0]
 
 
-if __name__ == "__main__":
-    main()
+class FairseqArithmetic(nn.Module):
+    """The order of operations of fairseq's Wav2VecCtc: (channels, time) convolutions, float32
+    group norm, (time, batch, channels) layers on `F.multi_head_attention_forward`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        from transformers import Wav2Vec2ForCTC
+
+        self.hf = Wav2Vec2ForCTC.from_pretrained(folder).eval()
+        with torch.no_grad():
+            conv = self.hf.wav2vec2.encoder.pos_conv_embed.conv
+            self.positions = nn.Parameter(conv.weight.clone()), conv.bias
+
+    def forward(self, wavs: Tensor) -> Tensor:
+        body = self.hf.wav2vec2
+        x = wavs[:, None]
+        for layer in body.feature_extractor.conv_layers:
+            x = F.conv1d(x, layer.conv.weight, stride=layer.conv.stride)
+            if hasattr(layer, "layer_norm"):
+                norm = layer.layer_norm
+                x = F.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias).type_as(x)
+            x = F.gelu(x)
+        x = body.feature_projection.layer_norm(x.transpose(1, 2))
+        x = body.feature_projection.projection(x)
+        weight, bias = self.positions
+        y = F.conv1d(x.transpose(1, 2), weight, bias, padding=64, groups=16)[..., :-1]
+        x = body.encoder.layer_norm(x + F.gelu(y).transpose(1, 2)).transpose(0, 1)
+        for layer in body.encoder.layers:
+            x = layer.layer_norm(x + self.attention(x, layer.attention))
+            y = F.gelu(layer.feed_forward.intermediate_dense(x))
+            x = layer.final_layer_norm(x + layer.feed_forward.output_dense(y))
+        return self.hf.lm_head(x.transpose(0, 1))
+
+    def attention(self, x: Tensor, a: nn.Module) -> Tensor:
+        return F.multi_head_attention_forward(
+            x, x, x, a.embed_dim, a.num_heads, None,
+            torch.cat([a.q_proj.bias, a.k_proj.bias, a.v_proj.bias]), None, None, False, 0.0,
+            a.out_proj.weight, a.out_proj.bias, training=False, need_weights=False,
+            use_separate_proj_weight=True, q_proj_weight=a.q_proj.weight,
+            k_proj_weight=a.k_proj.weight, v_proj_weight=a.v_proj.weight,
+        )[0]  # fmt: skip
+
+
+def fairseq_arithmetic(folder: Path) -> Forward:
+    """What fairseq computes, in its order (fairseq itself does not install on these versions)."""
+    return FairseqArithmetic(folder).eval()
+
+
+def onnx_fp32(folder: Path) -> Forward:
+    """Our ONNX export in onnxruntime."""
+    from w2v_plugin.onnx_export import export_onnx
+
+    with tempfile.TemporaryDirectory() as parent:
+        export_onnx(_loaded(folder), path := Path(parent, "model.onnx"))
+        return _onnx_session(path)
+
+
+def onnx_int8(folder: Path) -> Forward:
+    """The same with onnxruntime's dynamic quantization of matrix products."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from w2v_plugin.onnx_export import export_onnx
+
+    with tempfile.TemporaryDirectory() as parent:
+        export_onnx(_loaded(folder), whole := Path(parent, "model.onnx"))
+        options = {"per_channel": True, "weight_type": QuantType.QInt8}
+        small = Path(parent, "int8.onnx")
+        quantize_dynamic(whole, small, op_types_to_quantize=["MatMul"], **options)
+        return _onnx_session(small)
+
+
+def _onnx_session(path: Path) -> Forward:
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(wavs: Tensor) -> Tensor:
+        inputs = {"wavs": wavs.numpy(), "lengths": np.full(len(wavs), wavs.shape[1])}
+        return torch.from_numpy(session.run(["logits"], inputs)[0])
+
+    return run
+
+
+def _loaded(folder: Path) -> Wav2Vec2CTC:
+    """Our model, without normalization: transformers' peers get the bare waveform, too."""
+    from w2v_plugin.checkpoints import load_checkpoint
+
+    model = load_checkpoint(folder)
+    model.wav2vec2.normalize = False
+    return model
+
+
+def ours(folder: Path, precision: str = "fp32") -> Forward:
+    """This package, as its interfaces run it: loaded, then made ready by `optimize`."""
+    from w2v_plugin.compression import optimize
+
+    model = optimize(_loaded(folder), precision)
+    return lambda wavs: model(wavs).logits
+
+
+def ours_int8(folder: Path) -> Forward:
+    """The same with INT8 weights and activations."""
+    return ours(folder, "int8")
+
+
+def ours_bf16(folder: Path) -> Forward:
+    """The same with bfloat16 products."""
+    return ours(folder, "bf16")
+
+
+PEERS: dict[str, Callable[[Path], Forward]] = {
+    "transformers sdpa": transformers_sdpa,
+    "transformers eager": transformers_eager,
+    "torchaudio": torchaudio_base,
+    "fairseq's arithmetic": fairseq_arithmetic,
+    "transformers bf16": transformers_bf16,
+    "transformers, PyTorch dynamic INT8": transformers_dynamic_int8,
+    "onnxruntime fp32": onnx_fp32,
+    "onnxruntime dynamic INT8": onnx_int8,
+    "w2v_plugin fp32": ours,
+    "w2v_plugin bf16": ours_bf16,
+    "w2v_plugin int8": ours_int8,
+}

@@ -27,6 +27,7 @@ from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.brains import CTCBrain
 from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_pretrained, save_asr
+from w2v_plugin.training import leave_group
 
 
 def load_data(hparams: dict[str, Any], manifest: str) -> DynamicItemDataset:
@@ -103,3 +104,4 @@ if __name__ == "__main__":
         print(__doc__)
     else:
         main(sys.argv[1:])
+        leave_group()

@@ -32,7 +32,7 @@ from w2v_plugin.brains import PretrainBrain, WarmStartBrain
 from w2v_plugin.data import collate, crop, speech_dataset
 from w2v_plugin.folders import save_pretrained
 from w2v_plugin.frames import SAMPLE_RATE
-from w2v_plugin.training import StepBrain, tri_stage
+from w2v_plugin.training import StepBrain, leave_group, tri_stage
 from w2v_plugin.warm_start import MelRegression
 
 
@@ -131,3 +131,4 @@ if __name__ == "__main__":
         print(__doc__)
     else:
         main(sys.argv[1:])
+        leave_group()

@@ -329,7 +329,7 @@ def test_checkpoints_that_cannot_transcribe_say_so(tmp_path):
         Wav2Vec2ASR.from_checkpoint(tmp_path / "no_head", device="cpu")
     Wav2Vec2Encoder.from_checkpoint(tmp_path / "no_head", device="cpu")
     export_hf(make_model(), tmp_path / "no_vocab")
-    with pytest.raises(FileNotFoundError, match=r"no vocab\.json.*32 outputs"):
+    with pytest.raises(FileNotFoundError, match=r"no vocab\.json.*what the outputs mean"):
         Wav2Vec2ASR.from_checkpoint(tmp_path / "no_vocab", device="cpu")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 
@@ -96,3 +97,56 @@ def test_ctc_frames_is_the_fewest_that_have_a_path(tokens: list[int]) -> None:
         lengths = torch.tensor([frames]), torch.tensor([len(tokens)])
         loss = F.ctc_loss(log_probs[:frames], torch.tensor([tokens]), *lengths)
         assert bool(loss.isfinite()) == (frames == needed)
+
+
+def published(folder: Path, vocab: object, **files: object) -> Path:
+    for name, content in {"vocab": vocab, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder / "vocab.json"
+
+
+def test_one_vocabulary_per_language(tmp_path: Path) -> None:
+    """As MMS has them; what the tokenizer added is written down for one language only."""
+    nested = {"eng": {"<pad>": 0, "|": 1, "a": 2}, "fra": {"é": 0, "<pad>": 1, "|": 2, "ç": 3}}
+    settings = {
+        "target_lang": "eng",
+        "pad_token": {"content": "<pad>"},
+        "added_tokens_decoder": {"0": {"content": "<pad>"}, "1": {"content": "|"}},
+    }
+    path = published(tmp_path, nested, tokenizer_config=settings)
+    assert CharVocabulary.from_vocab_json(path).lab2ind == nested["eng"]
+    french = CharVocabulary.from_vocab_json(path, "fra")
+    assert french.lab2ind == nested["fra"] and french.get_blank_index() == 1
+    with pytest.raises(ValueError, match=r"none for language='deu'\. Choose one of eng, fra"):
+        CharVocabulary.from_vocab_json(path, "deu")
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="one vocabulary per language, but none for language=None"):
+        CharVocabulary.from_vocab_json(path)
+
+
+@pytest.mark.parametrize(
+    ("files", "blank"),
+    [
+        ({"config": {"pad_token_id": 2}}, 2),
+        ({"tokenizer_config": {"pad_token": "_"}}, 3),
+        ({"tokenizer_config": {"pad_token": "_"}, "config": {"pad_token_id": 0}}, 0),
+        ({}, 1),
+    ],
+)
+def test_the_blank_is_where_the_checkpoint_says(tmp_path: Path, files: dict, blank: int) -> None:
+    path = published(tmp_path, {"a": 0, "[PAD]": 1, "b": 2, "_": 3}, **files)
+    assert CharVocabulary.from_vocab_json(path).get_blank_index() == blank
+
+
+@pytest.mark.parametrize(
+    ("vocab", "message"),
+    [
+        ({"a": 0, "b": 0}, "two symbols have the same index"),
+        ({"a": 0, "b": 1}, "no CTC blank"),
+        ({"a": 0, "b": "1"}, "expected one index per symbol"),
+        ([1], "expected a JSON object, got a list"),
+    ],
+)
+def test_bad_vocabularies_are_named(tmp_path: Path, vocab: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"vocab\.json: {message}"):
+        CharVocabulary.from_vocab_json(published(tmp_path, vocab))

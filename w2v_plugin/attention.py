@@ -6,6 +6,7 @@ after it. Look-ahead does not add up over layers, because all layers share one c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,29 @@ def attention_mask(
     return (mask & seen) | torch.eye(size, dtype=torch.bool, device=device)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One utterance in a row of several, packed without padding: its frames, and its mask."""
+
+    frames: slice
+    mask: Tensor | None  # as from `attention_mask`
+
+
+def packed_parts(
+    lengths: Sequence[int], chunk: ChunkConfig | None, device: torch.device
+) -> list[Part]:
+    """Utterances of `lengths` frames, one after the other."""
+    parts, start = [], 0
+    for size in lengths:
+        parts.append(Part(slice(start, start + size), attention_mask(None, size, chunk, device)))
+        start += size
+    return parts
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with biases on all four projections.
+
+    The projections see frames and do not care whose; attention itself runs within an utterance.
 
     Example
     -------
@@ -86,12 +108,23 @@ class SelfAttention(nn.Module):
         self.v = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (batch, frames, dim); mask as from `attention_mask`."""
+    def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | None) -> Tensor:
+        """x (batch, frames, dim); mask as from `attention_mask`, or the utterances in one row."""
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, frames, d)
             for proj in (self.q, self.k, self.v)
         )
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if mask is None or isinstance(mask, Tensor):
+            y = self.attend(q, k, v, mask)
+        else:
+            utterances = [
+                self.attend(q[:, :, one.frames], k[:, :, one.frames], v[:, :, one.frames], one.mask)
+                for one in mask
+            ]
+            y = torch.cat(utterances, dim=2)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """softmax(q k / sqrt(d)) v of (batch, heads, frames, d)."""
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

@@ -1,12 +1,15 @@
 """Files -> 16 kHz mono waveforms, or one clear error.
 
-soundfile decodes (wav, flac, ogg/opus, mp3), torchaudio resamples. A file is read whole: 25 minutes
-of speech are 96 MB.
+soundfile decodes (wav, flac, ogg/opus, mp3), torchaudio resamples. Files are decoded in blocks, so
+that hours of speech need no more memory than seconds, unless all of it is asked for at once.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import soundfile
@@ -15,8 +18,9 @@ import torchaudio
 from torch import Tensor
 
 from w2v_plugin.errors import BadAudio
-from w2v_plugin.frames import RECEPTIVE_FIELD, SAMPLE_RATE, absolute_lengths, valid_frames
+from w2v_plugin.frames import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, absolute_lengths, valid_frames
 
+BLOCK_S = 10  # seconds that are decoded at a time
 UNKNOWN_SIZE = 0x7FFF0000  # what programs that write wav into a pipe claim, and more
 
 
@@ -40,26 +44,54 @@ def read_audio(path: str | Path) -> Tensor:
         The file is missing, not audio, truncated, empty, shorter than one frame (25 ms), or
         holds NaN or infinite samples.
     """
+    return torch.cat(list(read_blocks(path)))
+
+
+def read_blocks(path: str | Path) -> Iterator[Tensor]:
+    """Read one file piece by piece, in bounded memory; together they are what `read_audio` gives.
+
+    Parameters
+    ----------
+    path : str or Path
+        As for `read_audio`, which also says what is raised; truncation is noticed at the end.
+
+    Yields
+    ------
+    Tensor
+        (samples,) float32 at 16 kHz, about ten seconds; the last one may be shorter.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that cannot be one
         raise BadAudio(f"{path}: no such file. Check the path or the manifest that names it.")
+    samples = 0
+    for wav in _decode(path):
+        samples += len(wav)
+        yield _finite(wav, str(path))
+    if samples < RECEPTIVE_FIELD:
+        raise BadAudio(_too_short(str(path), samples))
+
+
+def _decode(path: Path) -> Iterator[Tensor]:
+    """Decoded and resampled blocks."""
     try:
         with soundfile.SoundFile(str(path)) as sound:
-            rate, expected = sound.samplerate, _promised(sound)
-            data = sound.read(dtype="float32", always_2d=True)
+            expected, read = _promised(sound), 0
+            resampler = Resampler(sound.samplerate)
+            while len(data := sound.read(BLOCK_S * sound.samplerate, "float32", always_2d=True)):
+                read += len(data)
+                yield resampler.feed(torch.from_numpy(data).mean(dim=1))
+            yield resampler.finish()
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         reason = str(error).split(": ")[-1].strip().rstrip(".") or "its data breaks off"
         raise BadAudio(
             f"{path}: cannot be decoded ({reason}). Expected wav, flac, ogg or mp3; "
             "is the file complete and really audio?"
         ) from error
-    if 0 < len(data) < expected < 2**62:
+    if 0 < read < expected < 2**62:
         raise BadAudio(
-            f"{path}: truncated: {len(data)} samples were read, its header promises {expected}. "
+            f"{path}: truncated: {read} samples were read, its header promises {expected}. "
             "Copy or download it again."
         )
-    wav = torch.from_numpy(data).mean(dim=1)
-    return check_wav(resample(wav, rate), name=str(path))
 
 
 def _promised(sound: soundfile.SoundFile) -> int:
@@ -68,6 +100,52 @@ def _promised(sound: soundfile.SoundFile) -> int:
     if size is None or int(size[1]) >= UNKNOWN_SIZE:
         return sound.frames
     return sound.frames * int(size[1]) // max(int(size[2]), 1)
+
+
+class Resampler:
+    """To 16 kHz, packet by packet: the same samples as resampling everything at once.
+
+    A packet is held back by one unit, the shortest time that is a whole number of samples at both
+    rates (and at least 20 ms): then each piece has its true neighbors on both sides, and the filter
+    (some 6 samples to each side) sees no edge that is not there.
+
+    Example
+    -------
+    >>> wav, resampler = torch.randn(8000), Resampler(8000)
+    >>> pieces = [resampler.feed(wav[:3333]), resampler.feed(wav[3333:]), resampler.finish()]
+    >>> torch.allclose(torch.cat(pieces), resample(wav, 8000), atol=1e-6)
+    True
+    """
+
+    def __init__(self, rate: int) -> None:
+        common = math.gcd(rate, SAMPLE_RATE)
+        times = -(-HOP * common // SAMPLE_RATE)  # so that a unit is a frame or longer
+        self.rate, self.unit = rate, rate // common * times
+        self.out_unit = SAMPLE_RATE // common * times
+        self.filter = torchaudio.transforms.Resample(rate, SAMPLE_RATE, dtype=torch.float32)
+        self.pending = torch.zeros(0)  # not yet given out, after one unit of `past`
+        self.past = 0  # samples at the beginning of `pending` that are context only
+
+    def feed(self, wav: Tensor) -> Tensor:
+        """Samples at the given rate -> those at 16 kHz that no later sample can change."""
+        if self.rate == SAMPLE_RATE:
+            return wav
+        self.pending = torch.cat([self.pending, wav])
+        units = (len(self.pending) - self.past) // self.unit - 1  # one stays, as context
+        if units < 1:
+            return wav[:0]
+        done = self.past + units * self.unit
+        ready = self.filter(self.pending[: done + self.unit])
+        begin = self.past // self.unit * self.out_unit
+        self.pending, self.past = self.pending[done - self.unit :], self.unit
+        return ready[begin : begin + units * self.out_unit]
+
+    def finish(self) -> Tensor:
+        """What was held back."""
+        ready = self.filter(self.pending) if len(self.pending) else self.pending
+        begin = self.past // self.unit * self.out_unit
+        self.pending, self.past = self.pending[:0], 0
+        return ready[begin:]
 
 
 def resample(wav: Tensor, rate: int) -> Tensor:
@@ -80,10 +158,18 @@ def resample(wav: Tensor, rate: int) -> Tensor:
 def check_wav(wav: Tensor, name: str = "waveform") -> Tensor:
     """Return `wav` (samples,) unchanged, or raise `BadAudio` saying why it is unusable."""
     if wav.numel() < RECEPTIVE_FIELD:
-        raise BadAudio(
-            f"{name}: {wav.numel()} samples at 16 kHz, but one frame needs {RECEPTIVE_FIELD} "
-            "(25 ms). Leave it out or join it with its neighbor."
-        )
+        raise BadAudio(_too_short(name, wav.numel()))
+    return _finite(wav, name)
+
+
+def _too_short(name: str, samples: int) -> str:
+    return (
+        f"{name}: {samples} samples at 16 kHz, but one frame needs {RECEPTIVE_FIELD} "
+        "(25 ms). Leave it out or join it with its neighbor."
+    )
+
+
+def _finite(wav: Tensor, name: str) -> Tensor:
     if not torch.isfinite(wav).all():
         raise BadAudio(f"{name}: holds NaN or infinite samples. Export it again as 16-bit PCM.")
     return wav
@@ -127,6 +213,21 @@ def check_batch(
     if bool((lengths == samples).all()):
         return wavs, None
     return wavs.masked_fill(~valid_frames(lengths, samples), 0.0), wav_lens.to(device)
+
+
+def unpad_batch(wavs: Tensor, wav_lens: Tensor | None = None) -> list[Tensor]:
+    """The checked waveforms (samples,) of a padded batch; see `check_batch`.
+
+    Example
+    -------
+    >>> [len(wav) for wav in unpad_batch(torch.ones(2, 800), torch.tensor([1.0, 0.5]))]
+    [800, 400]
+    """
+    wavs, wav_lens = check_batch(wavs, wav_lens)
+    if wav_lens is None:
+        return list(wavs)
+    lengths = absolute_lengths(wav_lens, wavs.shape[1]).tolist()
+    return [wav[:length] for wav, length in zip(wavs, lengths, strict=True)]
 
 
 def _check_shape(wavs: Tensor, wav_lens: Tensor | None) -> None:

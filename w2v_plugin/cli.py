@@ -1,54 +1,100 @@
-"""The command line: `w2v transcribe` and `w2v embed`.
+"""The command line: `w2v transcribe`, `align`, `embed`, `convert` and `export`.
 
-Results go to stdout, one line per file and in the order of the files; everything else goes to
-stderr. Exit status: 0 all files done, 1 some could not be used, 2 wrong call or no model.
+Results go to stdout or where `--out` says, in the order of the files; everything else goes to
+stderr. Exit status: 0 all files done, 1 some could not be used, 2 wrong call or no model, 130
+interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
+import io
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import w2v_plugin
+from w2v_plugin import commands
 from w2v_plugin.errors import NotStreamable
+from w2v_plugin.inputs import CannotStart
+from w2v_plugin.outputs import FORMATS
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+POOLS = ("mean", "mean+std", "statistics")
+DESCRIPTION = """\
+Speech to text and speech to vectors with wav2vec 2.0.
 
-AUDIO = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
-FILE_HELP = "audio file (wav, flac, ogg, opus, mp3; any rate), or folder to search for them"
-MODEL_HELP = (
-    "folder written by training, folder of a transformers checkpoint, or its id on the "
-    "Hugging Face hub, as facebook/wav2vec2-base-960h"
+A MODEL is a folder written by training, a folder or file of a published checkpoint (transformers,
+fairseq, torchaudio), or an id on the Hugging Face hub, as facebook/wav2vec2-base-960h.
+"""
+INPUT_HELP = (
+    "audio file (wav, flac, ogg, opus, mp3; any rate and length), folder, quoted pattern "
+    "('data/**/*.flac'), manifest (.csv with a column wav), or - for paths on stdin, one a line"
 )
+MODEL_HELP = "folder or file of a model, or its id on the Hugging Face hub"
 TRANSCRIBE = """\
 examples:
   w2v transcribe talk.wav --model runs/ctc/model
-  w2v transcribe *.flac interviews/ --model facebook/wav2vec2-base-960h > texts.tsv
-  w2v transcribe *.flac --model runs/ctc/model --json | jq -r .text
-  w2v transcribe talk.wav --model runs/ctc/model --chunk-ms 640   # in chunks
+  w2v transcribe interviews/ --model facebook/wav2vec2-base-960h --out texts.tsv
+  w2v transcribe interviews/ --model facebook/wav2vec2-base-960h --out texts.tsv --resume
+  w2v transcribe 'data/**/*.flac' --model runs/ctc/model --format json | jq -r .text
+  w2v transcribe lectures/ --model runs/ctc/model --format srt --out subtitles
+  find . -name '*.wav' | w2v transcribe - --model runs/ctc/model --format ctm > words.ctm
+  w2v transcribe talk.wav --model runs/ctc/model --lm 4gram.arpa --hot-words 'Ravel,Bolero'
+  w2v transcribe talk.wav --model facebook/mms-1b-all --language fra
 
-output: the text of a single file; otherwise path, tab, text; with --json one object per line.
-A file that cannot be used is named on stderr, the others are transcribed, exit status is 1.
+formats:
+  text  path, tab, text; of a single file on stdout the text alone
+  json  one object a line: path, duration, text, confidence, score, words with times, alternatives
+  srt, vtt  subtitles, one file for each: interviews/a/b.wav becomes OUT/a/b.srt
+  ctm   NIST: name, channel, start, duration, word, confidence
+
+Results come in the order of the files and are on disk as soon as they are there. After a kill or
+Ctrl-C, the same command with --resume goes on, to the same bytes that an unbroken run writes;
+files that failed are tried again. A file that cannot be used does not stop the others: it is
+listed at the end with the reason, and the exit status is 1.
+"""
+ALIGN = """\
+examples:
+  w2v align talk.wav 'HELLO WORLD' --model facebook/wav2vec2-base-960h
+  w2v align talk.wav talk.txt --model runs/ctc/model --format srt --out talk.srt
+
+Finds when each word of a known text is said. A low confidence marks words that the audio does not
+hold.
 """
 EMBED = """\
 examples:
   w2v embed talk.wav --model runs/pretrain/model --out vectors
   w2v embed corpus/ --model facebook/wav2vec2-base --layer 6 --pool mean --out vectors
+  w2v embed train.csv --model facebook/wav2vec2-base --layer all --pool mean+std \\
+      --format npz --out train.npz
 
-output: vectors/talk.npy, float32 (frames, dim) with 50 frames per second, or (dim,) with --pool.
-A folder given as FILE keeps its structure under --out. On stdout: path, tab, name of the result.
+output: vectors/talk.npy, float32 (frames, dim) with 50 frames per second, or (dim,) with --pool;
+several layers come first: (layers, frames, dim). A folder given as INPUT keeps its structure. With
+--format npz or parquet, one file holds all, under the same names. On stdout: path, tab, name.
 """
+CONVERT = """\
+examples:
+  w2v convert runs/ctc/model exported                # for transformers, and torchaudio's importer
+  w2v convert wav2vec_small_960h.pt exported         # fairseq -> transformers
+  w2v convert facebook/wav2vec2-base-960h mine --to ours
+  w2v convert facebook/mms-1b-all french --language fra
 
+No bit of the weights changes. On stdout: what was read, renamed and ignored. FOLDER must not exist
+yet, or be empty; it appears complete or not at all.
+"""
+EXPORT = """\
+examples:
+  w2v export facebook/wav2vec2-base-960h asr.onnx
+  w2v export runs/pretrain/model encoder.onnx
 
-class CannotStart(Exception):
-    """Nothing can be done at all; `main` prints the message and returns 2."""
+inputs: wavs (batch, samples) float32 at 16 kHz, lengths (batch,) int64. outputs: logits (batch,
+frames, vocab), or context (batch, frames, dim) of a model without CTC head; frame_lengths. The
+vocabulary is in the metadata. It needs: pip install "w2v_plugin[onnx]"
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,48 +106,89 @@ def main(argv: Sequence[str] | None = None) -> int:
         Arguments; those of the process when not given.
     """
     arguments = parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names and texts may be anything
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         return arguments.run(arguments)
-    except (CannotStart, NotStreamable) as error:
-        print(f"w2v: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
+        hint = "; the same command with --resume goes on" if _can_resume(arguments) else ""
+        print(f"w2v: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `w2v … | head`: whoever reads has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (CannotStart, NotStreamable, FloatingPointError, OSError) as error:
+        print(f"w2v: error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        hint = "Use a smaller --batch-s or --window-s, or another --device."
+        print(f"w2v: error: out of memory. {hint}", file=sys.stderr)
+        return 2
+
+
+def _can_resume(arguments: argparse.Namespace) -> bool:
+    has_out = "resume" in arguments and arguments.out is not None
+    return has_out and arguments.format not in ("npz", "parquet")
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(
-        "w2v", description="Speech to text and speech to vectors with wav2vec 2.0."
+        "w2v", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("--version", action="version", version=f"w2v {w2v_plugin.__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-    one = _command(commands, "transcribe", transcribe, "speech to text", TRANSCRIBE)
-    one.add_argument("--json", action="store_true", help="one JSON object per line")
+    added = top.add_subparsers(metavar="COMMAND", required=True)
+
+    one = _command(added, "transcribe", commands.transcribe, "speech to text", TRANSCRIBE)
+    one.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
+    _add_output(one, "text")
+    one.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    _add_search(one)
+    _add_model(one)
+    _add_language(one)
+    _add_speed(one)
     one.add_argument(
         "--chunk-ms",
         type=_chunk_ms,
         metavar="N",
         help="let each 20 ms frame see only its chunk of N ms and what was before",
     )
-    two = _command(commands, "embed", embed, "speech to vectors", EMBED)
-    two.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the .npy files")
-    two.add_argument(
-        "--layer",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="output of the N-th layer; 0: input of the first; -1: final context (default)",
+
+    two = _command(added, "align", commands.align, "times of a known text", ALIGN)
+    two.add_argument("audio", metavar="AUDIO", help="audio file")
+    two.add_argument("text", metavar="TEXT", help="what is said in it, or a file that holds it")
+    _add_output(two, "json")
+    _add_model(two)
+    _add_language(two)
+
+    three = _command(added, "embed", commands.embed, "speech to vectors", EMBED)
+    three.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
+    _add_vectors(three)
+    _add_model(three)
+    _add_speed(three)
+
+    four = _command(added, "convert", commands.convert, "checkpoint to checkpoint", CONVERT)
+    four.add_argument("source", metavar="MODEL", help=MODEL_HELP)
+    four.add_argument("folder", type=Path, metavar="FOLDER", help="for the result")
+    four.add_argument(
+        "--to",
+        choices=["hf", "ours"],
+        default="hf",
+        help="for transformers (default), or as training here writes it",
     )
-    two.add_argument("--pool", choices=["mean"], help="one vector per file")
+    _add_language(four)
+
+    five = _command(added, "export", commands.export, "checkpoint to ONNX", EXPORT)
+    five.add_argument("source", metavar="MODEL", help=MODEL_HELP)
+    five.add_argument("file", type=Path, metavar="FILE.onnx", help="must not exist yet")
+    _add_language(five)
     return top
 
 
-def _command(commands: Any, name: str, run: Any, title: str, epilog: str) -> Any:
-    command = commands.add_parser(
+def _command(added: Any, name: str, run: Any, title: str, epilog: str) -> argparse.ArgumentParser:
+    command = added.add_parser(
         name,
         help=title,
         description=f"{title.capitalize()}.",
@@ -109,133 +196,144 @@ def _command(commands: Any, name: str, run: Any, title: str, epilog: str) -> Any
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
-    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE_HELP)
+    return command
+
+
+def _add_output(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument(
+        "--format", choices=FORMATS, default=default, help=f"see below (default: {default})"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="file (text, json, ctm) or folder (srt, vtt) to write to, instead of stdout",
+    )
+
+
+def _add_search(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "beam search", "Any of these asks for it; otherwise decoding is greedy, which is faster."
+    )
+    group.add_argument("--beam", type=_count, metavar="N", help="hypotheses to keep (default: 50)")
+    group.add_argument("--n-best", type=_count, metavar="N", help="alternatives: see --format json")
+    group.add_argument(
+        "--lm", type=Path, metavar="FILE", help="words' n-grams: ARPA (.gz), or KenLM's binary"
+    )
+    group.add_argument(
+        "--lm-words", type=Path, metavar="FILE", help="the words of a binary --lm, for better texts"
+    )
+    group.add_argument(
+        "--hot-words",
+        metavar="WORDS",
+        help="words and phrases likely to be said, separated by commas; or a file, one a line",
+    )
+    group.add_argument("--alpha", type=float, metavar="X", help="weight of --lm (default: 0.5)")
+    group.add_argument("--beta", type=float, metavar="X", help="added per word (default: 1.5)")
+
+
+def _add_vectors(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder for the .npy files, or the .npz or Parquet file",
+    )
+    command.add_argument(
+        "--format", choices=["npy", "npz", "parquet"], default="npy", help="default: npy"
+    )
+    command.add_argument("--resume", action="store_true", help="npy: skip the files that are there")
+    command.add_argument(
+        "--layer",
+        type=_layer,
+        default=-1,
+        metavar="N",
+        help="output of the N-th layer; 0: input of the first; -1: final context (default); "
+        "1,5,9: several; all: from 0 to the last",
+    )
+    command.add_argument(
+        "--layer-weights",
+        type=_weights,
+        metavar="W,W,…",
+        help="weighted sum of all layers from 0 to the last, instead of --layer",
+    )
+    command.add_argument("--pool", choices=POOLS, help="one vector per file: statistics over time")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
     command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: an accelerator if any)")
-    return command
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of matrix products; auto (default): half precision where that is faster; "
+        "int8: fastest on CPUs",
+    )
+    command.add_argument("--threads", type=_count, metavar="N", help="of the CPU, for computing")
+    command.add_argument(
+        "--window-s",
+        type=_seconds,
+        metavar="S",
+        help="cut longer files into windows of S seconds that overlap by a fifth (default: 40)",
+    )
+    command.add_argument(
+        "--compile",
+        action="store_true",
+        help="use torch.compile: a minute to begin with, then faster on accelerators",
+    )
+
+
+def _add_language(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--language", metavar="CODE", help="of a multilingual model (MMS), as fra")
+
+
+def _add_speed(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--batch-s",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="seconds of audio to compute at a time (default: 60)",
+    )
+
+
+def _number(convert: Callable[[str], Any], text: str, expected: str) -> Any:
+    try:
+        return convert(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}") from None
+
+
+def _count(text: str) -> int:
+    if (number := _number(int, text, "a whole number")) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 or more")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = _number(float, text, "seconds")
+    if not 1.0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a second or more")
+    return number
+
+
+def _layer(text: str) -> Any:
+    if text == "all":
+        return text
+    numbers = _number(lambda t: [int(part) for part in t.split(",")], text, "as 6, 1,5,9 or all")
+    return numbers if "," in text else numbers[0]
+
+
+def _weights(text: str) -> list[float]:
+    return _number(lambda t: [float(part) for part in t.split(",")], text, "numbers as 0.2,0.8")
 
 
 def _chunk_ms(text: str) -> int:
     if not text.isdecimal() or int(text) < 20 or int(text) % 20:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a multiple of 20 (one frame)")
     return int(text)
-
-
-def transcribe(arguments: argparse.Namespace) -> int:
-    """`w2v transcribe`."""
-    paths = [path for path, _ in find_audio(arguments.files)]
-    asr = load("Wav2Vec2ASR", arguments.model, arguments.device)
-    ms = arguments.chunk_ms
-    chunk = None if ms is None else w2v_plugin.ChunkConfig(chunk=ms // 20)
-    failed = 0
-    with _progress(len(paths)) as bar:
-        for path, text in asr.transcribe_files(paths, chunk=chunk):
-            if isinstance(text, Exception):
-                failed += 1
-                bar.write(f"w2v: error: {text}", file=sys.stderr)
-            elif arguments.json:
-                bar.write(json.dumps({"path": str(path), "text": text}, ensure_ascii=False))
-            else:
-                bar.write(text if len(paths) == 1 else f"{path}\t{text}")
-            bar.update()
-    return _summary(failed, len(paths))
-
-
-def embed(arguments: argparse.Namespace) -> int:
-    """`w2v embed`."""
-    found = find_audio(arguments.files)
-    targets = _targets(found, arguments.out)
-    encoder = load("Wav2Vec2Encoder", arguments.model, arguments.device)
-    _check_layer(encoder, arguments.layer)
-    import numpy as np
-
-    from w2v_plugin.errors import BadAudio
-
-    failed = 0
-    with _progress(len(found)) as bar:
-        for (path, _), target in zip(found, targets, strict=True):
-            try:
-                vectors = encoder.encode_file(path, layer=arguments.layer, pool=arguments.pool)
-            except BadAudio as error:
-                failed += 1
-                bar.write(f"w2v: error: {error}", file=sys.stderr)
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                np.save(target, vectors.cpu().numpy())
-                bar.write(f"{path}\t{target}")
-            bar.update()
-    return _summary(failed, len(found))
-
-
-def find_audio(files: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Files as given, folders as the audio files below them, sorted.
-
-    Returns
-    -------
-    list of tuple of Path
-        Where the file is, and its name: without folders for a file, relative to the folder
-        that was given otherwise.
-    """
-    found = []
-    for path in files:
-        if not path.is_dir():
-            found.append((path, Path(path.name)))
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
-        if not inside:
-            raise CannotStart(f"{path}: no audio files ({', '.join(sorted(AUDIO))}) in this folder")
-        found.extend((p, p.relative_to(path)) for p in inside)
-    return found
-
-
-def load(kind: str, model: str, device: str | None) -> Any:
-    """A `Wav2Vec2ASR` or `Wav2Vec2Encoder` from a model folder or a published checkpoint."""
-    interface = getattr(w2v_plugin, kind)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # SpeechBrain's loggers ignore the level of their parents
-    try:
-        if (Path(model).expanduser() / "hyperparams.yaml").is_file():
-            options = {} if device is None else {"device": device}
-            return interface.from_hparams(model, run_opts=options)
-        return interface.from_checkpoint(model, device=device)
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:  # the last: no CUDA
-        raise CannotStart(f"cannot load the model: {' '.join(str(error).split())}") from error
-    finally:
-        logging.disable(before)
-
-
-def _check_layer(encoder: Any, layer: int) -> None:
-    layers = len(encoder.mods["wav2vec2"].encoder.layers)
-    if not -1 <= layer <= layers:
-        raise CannotStart(f"--layer {layer}: this model has layers 0 to {layers}, and -1")
-
-
-def _targets(found: list[tuple[Path, Path]], out: Path) -> list[Path]:
-    """Names of the results; no two may be the same."""
-    sources: dict[Path, Path] = {}
-    for path, name in found:
-        target = out / name.with_suffix(".npy")
-        if target in sources:
-            raise CannotStart(
-                f"{sources[target]} and {path} would both be written to {target}. Give their "
-                "common folder instead, or run once for each with another --out"
-            )
-        sources[target] = path
-    return list(sources)
-
-
-def _progress(total: int) -> tqdm:
-    """A bar on a terminal, and nothing for a single file or elsewhere."""
-    from tqdm import tqdm
-
-    hidden = total < 2 or not sys.stderr.isatty()
-    return tqdm(total=total, unit="file", disable=hidden, leave=False)
-
-
-def _summary(failed: int, total: int) -> int:
-    if failed and total > 1:
-        print(f"w2v: {failed} of {total} files could not be used", file=sys.stderr)
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -88,6 +90,21 @@ class Wav2Vec2CTC(nn.Module):
         )
         out.logits = self.head(self.dropout(out.context))
         return out
+
+    def forward_packed(
+        self,
+        wavs: Sequence[Tensor],
+        *,
+        chunk: ChunkConfig | None = None,
+        output_hidden_states: bool = False,
+    ) -> list[Wav2Vec2Output]:
+        """As `Wav2Vec2.forward_packed`, with logits."""
+        latents, lengths = self.wav2vec2.extract_packed(wavs)
+        out = self.wav2vec2.contextualize(
+            latents, packed=lengths, chunk=chunk, output_hidden_states=output_hidden_states
+        )
+        out.logits = self.head(out.context)
+        return out.unpack(lengths)
 
     def draw_masks(
         self, latents: Tensor, frame_lengths: Tensor | None

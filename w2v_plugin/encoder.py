@@ -1,17 +1,29 @@
 """Latents -> context: positions, then transformer layers (wav2vec 2.0, section 2).
 
 Two published layouts: post-norm (BASE; LayerNorm before the first layer and after each block) and
-pre-norm (`norm_first`, LARGE LV-60 and XLSR; LayerNorm before each block and after the last).
+pre-norm (`norm_first`, LARGE LV-60 and XLSR; LayerNorm before each block and after the last). A
+third one has conformer layers instead, which bring their own positions (conformer.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v_plugin.attention import ChunkConfig, SelfAttention, attention_mask
+from w2v_plugin.adapters import LanguageAdapter
+from w2v_plugin.attention import (
+    ChunkConfig,
+    Part,
+    SelfAttention,
+    attention_mask,
+    packed_parts,
+)
+from w2v_plugin.conformer import ConformerLayer, ConformerPositions, Surroundings
 from w2v_plugin.positions import ConvPositions
+from w2v_plugin.products import gelu
 
 
 class EncoderLayer(nn.Module):
@@ -27,8 +39,11 @@ class EncoderLayer(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
+        adapter_dim: int | None = None,
     ) -> None:
         super().__init__()
+        if adapter_dim is not None and not norm_first:
+            raise ValueError(f"adapter_dim={adapter_dim} needs norm_first=True, as in MMS.")
         self.norm_first = norm_first
         self.attention = SelfAttention(dim, heads, attention_dropout)
         self.attention_norm = nn.LayerNorm(dim)
@@ -37,14 +52,16 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.activation_dropout = nn.Dropout(activation_dropout)
+        self.adapter = None if adapter_dim is None else LanguageAdapter(dim, adapter_dim)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.ffn_out(self.activation_dropout(F.gelu(self.ffn_in(x))))
+        return self.ffn_out(self.activation_dropout(gelu(self.ffn_in(x))))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | None) -> Tensor:
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), mask))
-            return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
+            x = x + self.dropout(self.feed_forward(self.ffn_norm(x)))
+            return x if self.adapter is None else x + self.adapter(x)
         x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
         return self.ffn_norm(x + self.dropout(self.feed_forward(x)))
 
@@ -67,6 +84,14 @@ class ContextEncoder(nn.Module):
         unused ones.
     positions_kernel, positions_groups : int
         Shape of the positional convolution.
+    adapter_dim : int, optional
+        Width of a language adapter after each layer (pre-norm only); None for none.
+    conformer : {"relative", "rotary"}, optional
+        Conformer layers with positions of this kind (pre-norm only); None for transformer layers.
+        The convolutional positions are part of the model all the same, as published, and do
+        nothing.
+    conformer_kernel : int
+        Frames that the convolution of a conformer layer hears.
 
     Example
     -------
@@ -89,18 +114,33 @@ class ContextEncoder(nn.Module):
         layer_drop: float = 0.0,
         positions_kernel: int = 128,
         positions_groups: int = 16,
+        adapter_dim: int | None = None,
+        conformer: str | None = None,
+        conformer_kernel: int = 31,
     ) -> None:
         super().__init__()
         self.norm_first, self.layer_drop = norm_first, layer_drop
         self.positions = ConvPositions(dim, positions_kernel, positions_groups)
+        self.conformer = None
+        layer: Callable[..., nn.Module] = partial(
+            EncoderLayer, norm_first=norm_first, adapter_dim=adapter_dim
+        )
+        if conformer is not None:
+            if not norm_first or adapter_dim is not None:
+                raise ValueError(
+                    f"conformer={conformer!r} with norm_first={norm_first}, adapter_dim="
+                    f"{adapter_dim}: expected norm_first=True and adapter_dim=None, as published."
+                )
+            self.conformer = ConformerPositions(conformer, dim, heads)
+            self.positions.requires_grad_(False)  # DDP wants no idle parameters
+            layer = partial(ConformerLayer, kind=conformer, kernel=conformer_kernel)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            EncoderLayer(
+            layer(
                 dim,
                 heads,
                 ffn_dim,
-                norm_first=norm_first,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 activation_dropout=activation_dropout,
@@ -110,14 +150,17 @@ class ContextEncoder(nn.Module):
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, mean=0.0, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(
         self,
         x: Tensor,
         valid: Tensor | None = None,
         *,
+        packed: Sequence[int] | None = None,
         chunk: ChunkConfig | None = None,
+        leak: bool = False,
         output_hidden_states: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Contextualize (batch, frames, dim).
@@ -128,8 +171,13 @@ class ContextEncoder(nn.Module):
             Projected (and, in training, masked) latents.
         valid : Tensor or None
             (batch, frames) bool, True for real frames; None when there is no padding.
+        packed : sequence of int, optional
+            Frames of utterances that lie one after the other in the only row of the batch. Only
+            what looks beyond a frame knows of them: positions, attention, convolutions.
         chunk : ChunkConfig, optional
-            Restrict every frame to its chunk and the past.
+            Restrict every frame to its chunk and the past; not in a conformer.
+        leak : bool
+            Let the convolutions of a conformer hear padded frames.
         output_hidden_states : bool
             Also return what goes into the first layer and comes out of each layer; the last one
             is before the final LayerNorm of a pre-norm encoder (as in transformers 5).
@@ -141,14 +189,24 @@ class ContextEncoder(nn.Module):
         """
         if valid is not None:
             x = x.masked_fill(~valid[..., None], 0.0)  # what zero padding looks like to positions
-        x = x + self.positions(x, None if chunk is None else chunk.chunk)
+        if self.conformer is None:
+            frames = None if chunk is None else chunk.chunk
+            parts = (x,) if packed is None else x.split(list(packed), dim=1)
+            x = x + torch.cat([self.positions(part, frames) for part in parts], dim=1)
         if not self.norm_first:
             x = self.norm(x)
         x = self.dropout(x)
-        mask = attention_mask(valid, x.shape[1], chunk, x.device)
+        mask: Tensor | list[Part] | None = (
+            attention_mask(valid, x.shape[1], chunk, x.device)
+            if packed is None
+            else packed_parts(packed, chunk, x.device)
+        )
+        around: Tensor | list[Part] | Surroundings | None = mask
+        if self.conformer is not None:
+            around = self.conformer(x, mask, None if leak or valid is None else ~valid)
         hidden = [x]
         for layer in self.layers:
-            y = layer(x, mask)
+            y = layer(x, around)
             if self.training and self.layer_drop > 0:
                 y = torch.where(torch.rand((), device=x.device) < self.layer_drop, x, y)
             x = y

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2v_plugin.frames import KERNELS, STRIDES, frame_lengths, valid_frames
+from w2v_plugin.products import gelu
 
 
 def normalize_wavs(wavs: Tensor, lengths: Tensor | None, eps: float) -> Tensor:
@@ -125,7 +126,7 @@ class ConvLayer(nn.Module):
             x = self.norm(x, lengths)
         elif self.norm is not None:
             x = self.norm(x)
-        return F.gelu(x)
+        return gelu(x)
 
 
 class ConvExtractor(nn.Module):

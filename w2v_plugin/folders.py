@@ -12,6 +12,7 @@ takes both.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import w2v_plugin
 from w2v_plugin.checkpoints import load_checkpoint
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
+from w2v_plugin.int8_files import shrink
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.weights import load_state, load_strict
@@ -30,6 +32,8 @@ ENCODER_YAML = """\
 # Written by w2v_plugin {version}. Load this folder with
 #   {loader}
 sample_rate: 16000
+precision: {precision}
+keep_fp32: {keep_fp32}
 
 wav2vec2: !new:w2v_plugin.model.Wav2Vec2
 {wav2vec2}
@@ -80,16 +84,43 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 """
 
 
-def save_pretrained(folder: str | Path, wav2vec2: Wav2Vec2) -> None:
-    """Write a folder without a head: for fine-tuning and embeddings."""
-    text = encoder_yaml(wav2vec2, 'Wav2Vec2Encoder.from_hparams(source="<this folder>")')
+def save_pretrained(
+    folder: str | Path,
+    wav2vec2: Wav2Vec2,
+    *,
+    precision: str = "fp32",
+    keep_fp32: Collection[str] = (),
+) -> None:
+    """Write a folder without a head: for fine-tuning and embeddings.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where to.
+    wav2vec2 : Wav2Vec2
+        Not yet optimized.
+    precision : {"fp32", "int8"}
+        "int8": weights in a quarter of the room, and what interfaces use by default.
+    keep_fp32 : collection of str
+        Parts that are not quantized, see `optimize`.
+    """
+    loader = 'Wav2Vec2Encoder.from_hparams(source="<this folder>")'
+    text = encoder_yaml(wav2vec2, loader, precision, keep_fp32)
     write(folder, text + PRETRAINED_YAML)
-    torch.save(plain_state(wav2vec2), Path(folder) / "wav2vec2.ckpt")
+    _save_encoder(folder, wav2vec2, precision, keep_fp32)
 
 
-def save_asr(folder: str | Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary) -> None:
-    """Write a folder that transcribes."""
-    text = encoder_yaml(model.wav2vec2, 'Wav2Vec2ASR.from_hparams(source="<this folder>")')
+def save_asr(
+    folder: str | Path,
+    model: Wav2Vec2CTC,
+    vocabulary: CharVocabulary,
+    *,
+    precision: str = "fp32",
+    keep_fp32: Collection[str] = (),
+) -> None:
+    """Write a folder that transcribes; `precision` and `keep_fp32` as in `save_pretrained`."""
+    loader = 'Wav2Vec2ASR.from_hparams(source="<this folder>")'
+    text = encoder_yaml(model.wav2vec2, loader, precision, keep_fp32)
     text += ASR_YAML.format(
         dim=model.head.in_features,
         vocab=model.head.out_features,
@@ -99,9 +130,20 @@ def save_asr(folder: str | Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary)
         blank=vocabulary.get_blank_index(),
     )
     write(folder, text)
-    torch.save(plain_state(model.wav2vec2), Path(folder) / "wav2vec2.ckpt")
+    _save_encoder(folder, model.wav2vec2, precision, keep_fp32)
     torch.save(plain_state(model.head), Path(folder) / "head.ckpt")
     vocabulary.save(Path(folder) / "tokenizer.ckpt")
+
+
+def _save_encoder(
+    folder: str | Path, wav2vec2: Wav2Vec2, precision: str, keep_fp32: Collection[str]
+) -> None:
+    state = plain_state(wav2vec2)
+    if precision == "int8":
+        state = shrink(state, keep_fp32)
+    elif precision != "fp32":
+        raise ValueError(f'precision={precision!r}, expected "fp32" or "int8" for a file.')
+    torch.save(state, Path(folder) / "wav2vec2.ckpt")
 
 
 def load_pretrained(source: str | Path, wav2vec2: Wav2Vec2) -> None:
@@ -165,15 +207,23 @@ def check_config(wav2vec2: Wav2Vec2, found: dict[str, Any], source: str) -> None
             )
 
 
-def encoder_yaml(wav2vec2: Wav2Vec2, loader: str) -> str:
+def encoder_yaml(
+    wav2vec2: Wav2Vec2, loader: str, precision: str = "fp32", keep_fp32: Collection[str] = ()
+) -> str:
     text = yaml.safe_dump(plain(wav2vec2.config), sort_keys=False, default_flow_style=None)
     body = "\n".join("  " + line for line in text.splitlines())
-    return ENCODER_YAML.format(version=w2v_plugin.__version__, loader=loader, wav2vec2=body)
+    return ENCODER_YAML.format(
+        version=w2v_plugin.__version__,
+        loader=loader,
+        precision=precision,
+        keep_fp32=list(keep_fp32),
+        wav2vec2=body,
+    )
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
     """Sequences of any kind (HyperPyYAML makes its own) as lists."""
-    return {k: v if isinstance(v, (str, bool, int, float)) else list(v) for k, v in config.items()}
+    return {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in config.items()}
 
 
 def plain_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -55,6 +55,20 @@ def frame_lengths(
     return lengths
 
 
+def receptive_field(kernels: Sequence[int] = KERNELS, strides: Sequence[int] = STRIDES) -> int:
+    """Samples that one frame hears.
+
+    Example
+    -------
+    >>> receptive_field()
+    400
+    """
+    field = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        field = (field - 1) * stride + kernel
+    return field
+
+
 def absolute_lengths(wav_lens: Tensor, samples: int) -> Tensor:
     """Number of valid samples from SpeechBrain's relative lengths.
 

@@ -1,123 +1,44 @@
 """Trained models behind three-line calls: text from `Wav2Vec2ASR`, vectors from `Wav2Vec2Encoder`.
 
-Both are SpeechBrain `Pretrained` classes: `from_hparams` reads our model folders (folders.py),
-`from_checkpoint` published ones (checkpoints.py). Files go through `read_audio`, batches through
-`check_batch`, so unusable audio is a `BadAudio` naming the file or the row, never a wrong answer.
+Both are SpeechBrain `Pretrained` classes: `from_hparams` reads our model folders, `from_checkpoint`
+published ones (loading.py). Files go through `read_blocks`, batches through `check_batch`, so
+unusable audio is a `BadAudio` naming the file or the row, never a wrong answer. Long files are
+worked on in overlapping windows (overlap.py).
 
-Surprising: with the default padding a batch gives what its files give alone, so that
-`transcribe_files` may group them as it likes.
+Surprising: with the default padding a batch gives what its files give alone, so that files may be
+grouped at will (batching.py).
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from huggingface_hub.errors import EntryNotFoundError
-from speechbrain.inference.interfaces import Pretrained
-from speechbrain.utils.fetching import fetch
 from torch import Tensor, nn
 
+from w2v_plugin.alignment import align
 from w2v_plugin.attention import ChunkConfig
-from w2v_plugin.audio import check_batch, read_audio
-from w2v_plugin.checkpoints import AnyModel, load_checkpoint
+from w2v_plugin.audio import unpad_batch
+from w2v_plugin.batching import over_files
+from w2v_plugin.beam import BeamSearch
+from w2v_plugin.checkpoints import AnyModel, load_vocabulary
 from w2v_plugin.ctc import Wav2Vec2CTC
-from w2v_plugin.decoding import greedy
+from w2v_plugin.decoding import greedy, greedy_transcripts
 from w2v_plugin.errors import BadAudio
-from w2v_plugin.frames import SAMPLE_RATE, valid_frames
+from w2v_plugin.frames import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
+from w2v_plugin.languages import set_language
+from w2v_plugin.loading import Interface, PathLike
+from w2v_plugin.pooling import POOLS, Layer, mix_layers, pick_layers
+from w2v_plugin.pooling import pool as pool_frames
 from w2v_plugin.text import CharVocabulary
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-PathLike = str | Path
-Transcribed = tuple[PathLike, str | BadAudio]
+from w2v_plugin.transcripts import Transcript
 
 
-class _Interface(Pretrained):
-    """What both interfaces share: where they load from and what they accept."""
+class Wav2Vec2ASR(Interface):
+    """Speech to text with a fine-tuned model and CTC decoding.
 
-    def __init__(self, modules: dict[str, nn.Module], hparams: dict[str, Any], **kwargs: Any):
-        if missing := [name for name in self.MODULES_NEEDED if name not in modules]:
-            raise ValueError(
-                f"{type(self).__name__} needs modules {missing}, got {sorted(modules)}. A folder "
-                "written by pretraining has no head: fine-tune it, or use Wav2Vec2Encoder."
-            )
-        super().__init__(modules=modules, hparams=hparams, **kwargs)
-
-    @classmethod
-    def from_hparams(
-        cls, source: PathLike, hparams_file: str = "hyperparams.yaml", **kwargs: Any
-    ) -> Self:
-        """Load a model folder written by our recipes.
-
-        Parameters
-        ----------
-        source : str or Path
-            The folder, or the id of a Hugging Face repository that holds one. Its YAML file can
-            run code: use sources that you trust. Nothing is written for a local folder.
-        hparams_file : str
-            Name of the YAML file inside.
-        **kwargs
-            As in SpeechBrain, such as run_opts={"device": "cuda", "precision": "bf16"},
-            `savedir`, `overrides`.
-
-        Raises
-        ------
-        FileNotFoundError
-            No such folder, or it is of another kind.
-        CheckpointMismatch
-            The weights do not fit the model that the YAML file describes.
-        """
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            _check_folder(folder, hparams_file)
-            source = folder
-        elif folder.is_absolute() or len(folder.parts) != 2:
-            raise FileNotFoundError(
-                f"{source}: no such folder. Expected a folder with {hparams_file}, such as "
-                "<output_folder>/model, or the id of a Hugging Face repository."
-            )
-        return super().from_hparams(str(source), hparams_file, **kwargs)
-
-    @classmethod
-    def from_checkpoint(
-        cls,
-        source: PathLike,
-        *,
-        device: str | None = None,
-        precision: str = "fp32",
-        padding: str = "exact",
-    ) -> Self:
-        """Load a published checkpoint.
-
-        Parameters
-        ----------
-        source : str or Path
-            A folder in transformers' format, or its id on the hub. To transcribe, it needs a
-            CTC head and a vocab.json; to encode, heads do not matter.
-        device : str, optional
-            "cpu", "cuda:1", …; None for an accelerator if there is one.
-        precision : {"fp32", "bf16", "fp16"}
-            Of matrix products.
-        padding : {"exact", "mask", "reference"}
-            See `Wav2Vec2`.
-        """
-        modules, hparams = cls._adopt(load_checkpoint(source, padding=padding), source)
-        run_opts = {"precision": precision} | ({} if device is None else {"device": device})
-        return cls(modules, hparams, run_opts=run_opts)
-
-    @classmethod
-    @abstractmethod
-    def _adopt(cls, model: AnyModel, source: PathLike) -> tuple[dict[str, nn.Module], dict]:
-        """Modules and hparams for a loaded checkpoint."""
-
-
-class Wav2Vec2ASR(_Interface):
-    """Speech to text with a fine-tuned model and greedy CTC decoding.
+    Decoding is greedy until `decode_with` asks for beam search.
 
     Example
     -------
@@ -135,31 +56,50 @@ class Wav2Vec2ASR(_Interface):
 
     HPARAMS_NEEDED = ["tokenizer"]  # noqa: RUF012 (SpeechBrain's convention)
     MODULES_NEEDED = ["model"]  # noqa: RUF012
+    search: BeamSearch | None = None
+    n_best = 1
 
     @classmethod
-    def _adopt(cls, model: AnyModel, source: PathLike) -> tuple[dict[str, nn.Module], dict]:
+    def _adopt(
+        cls, model: AnyModel, source: PathLike, language: str | None
+    ) -> tuple[dict[str, nn.Module], dict[str, Any]]:
         if not isinstance(model, Wav2Vec2CTC):
             raise ValueError(
                 f"{source}: a {type(model).__name__} has no CTC head, so it cannot transcribe. "
                 "Fine-tune it first, or use Wav2Vec2Encoder."
             )
-        for name in ("config", "tokenizer_config", "added_tokens"):
-            _companion(source, f"{name}.json")  # so that they lie beside vocab.json
-        vocab = _companion(source, "vocab.json")
-        if vocab is None:
-            raise FileNotFoundError(
-                f"{source}: no vocab.json, which says what the {model.head.out_features} outputs "
-                "mean. Put it beside config.json."
-            )
-        return {"model": model}, {"tokenizer": CharVocabulary.from_vocab_json(vocab)}
+        return {"model": model}, {"tokenizer": load_vocabulary(source, model, language)}
 
     @property
     def tokenizer(self) -> CharVocabulary:
         """The vocabulary."""
         return self.hparams.tokenizer
 
+    def set_language(self, language: str) -> None:
+        """Switch a multilingual model (MMS) to another language; see `set_language`.
+
+        Decoding is greedy afterwards: a language model or hot words belong to a language.
+        """
+        if self.source is None:
+            raise ValueError("This model was not loaded with from_checkpoint, which has languages.")
+        model = self.mods["model"]
+        self.hparams.tokenizer = set_language(model, self.source, language)
+        self.search, self.n_best = None, 1
+
+    def decode_with(self, n_best: int = 1, **options: Any) -> None:
+        """Use beam search from now on.
+
+        Parameters
+        ----------
+        n_best : int
+            Texts per utterance: the best one and its `alternatives`.
+        **options
+            Of `BeamSearch`: lm=load_ngrams("4gram.arpa"), hot_words=["Ravel"], beam=50, ….
+        """
+        self.search, self.n_best = BeamSearch(self.tokenizer, **options), n_best
+
     def transcribe_file(self, path: PathLike, *, chunk: ChunkConfig | None = None) -> str:
-        """Text of one audio file: any sample rate, any number of channels.
+        """Text of one audio file: any length, any sample rate, any number of channels.
 
         Parameters
         ----------
@@ -168,7 +108,58 @@ class Wav2Vec2ASR(_Interface):
         chunk : ChunkConfig, optional
             What a streaming model would say that sees this much.
         """
-        return self.transcribe_batch(read_audio(path)[None], chunk=chunk)[0][0]
+        return self.transcript(path, chunk=chunk).text
+
+    def transcript(self, path: PathLike, *, chunk: ChunkConfig | None = None) -> Transcript:
+        """Text of one audio file with times, confidences and alternatives; see `transcripts`."""
+        return _only(self.transcripts([path], chunk=chunk))[0]
+
+    def transcribe_files(
+        self,
+        paths: Iterable[PathLike],
+        *,
+        batch_s: float = 60.0,
+        chunk: ChunkConfig | None = None,
+    ) -> Iterator[tuple[PathLike, str | BadAudio]]:
+        """As `transcripts`, the texts only."""
+        for path, result in self.transcripts(paths, batch_s=batch_s, chunk=chunk):
+            yield path, result if isinstance(result, BadAudio) else result[0].text
+
+    def transcripts(
+        self,
+        paths: Iterable[PathLike],
+        *,
+        batch_s: float = 60.0,
+        chunk: ChunkConfig | None = None,
+    ) -> Iterator[tuple[PathLike, tuple[Transcript, float] | BadAudio]]:
+        """Transcribe many files, in their order; a bad file does not stop the others.
+
+        Parameters
+        ----------
+        paths : iterable of str or Path
+            Read as they are needed.
+        batch_s : float
+            Seconds of audio per batch.
+        chunk : ChunkConfig, optional
+            Restrict what each frame sees. Files are not cut into windows then.
+
+        Yields
+        ------
+        tuple
+            The path, and transcript and seconds of audio (as far as there are frames), or the
+            `BadAudio` that says what is wrong with the file.
+        """
+        for path, logits in self._logits(paths, batch_s, chunk):
+            if isinstance(logits, BadAudio):
+                yield path, logits
+                continue
+            transcript = self._decode(logits[None])[0]
+            seconds = ((len(logits) - 1) * HOP + RECEPTIVE_FIELD) / SAMPLE_RATE
+            yield path, (transcript, seconds)
+
+    def align_file(self, path: PathLike, text: str) -> Transcript:
+        """When the words and characters of a known text are said in a file; see `align`."""
+        return align(_only(self._logits([path], 60.0, None)), text, self.tokenizer)
 
     def transcribe_batch(
         self,
@@ -191,59 +182,12 @@ class Wav2Vec2ASR(_Interface):
         tuple
             One text and one list of tokens per row.
         """
-        wavs, wav_lens = check_batch(wavs, wav_lens, self.device)
-        with torch.inference_mode(), self.inference_ctx:
-            out = self.mods["model"](wavs, wav_lens, chunk=chunk)
+        logits = self._batch_logits(unpad_batch(wavs, wav_lens), chunk)
+        texts = [self._decode(row[None])[0].text for row in logits]
         blank = self.tokenizer.get_blank_index()
-        tokens = greedy(out.logits.float(), out.frame_lengths, blank)
-        return [self.tokenizer.decode_tokens(row) for row in tokens], tokens
-
-    def transcribe_files(
-        self,
-        paths: Iterable[PathLike],
-        *,
-        batch_s: float = 60.0,
-        chunk: ChunkConfig | None = None,
-    ) -> Iterator[Transcribed]:
-        """Texts of many files, in their order; a bad file does not stop the others.
-
-        Parameters
-        ----------
-        paths : iterable of str or Path
-            Read a batch at a time.
-        batch_s : float
-            Seconds of audio per batch, padding included; a longer file is a batch by itself.
-        chunk : ChunkConfig, optional
-            Restrict what each frame sees.
-
-        Yields
-        ------
-        tuple
-            The path, and its text or the `BadAudio` that says what is wrong with it.
-        """
-        group: list[tuple[PathLike, Tensor | BadAudio]] = []
-        longest = rows = 0
-        for path in paths:
-            wav = _read_or_error(path)
-            size = 0 if isinstance(wav, BadAudio) else len(wav)
-            if size and rows and (rows + 1) * max(longest, size) > batch_s * SAMPLE_RATE:
-                yield from self._transcribe_group(group, chunk)
-                group, longest, rows = [], 0, 0
-            group.append((path, wav))
-            longest, rows = max(longest, size), rows + (size > 0)
-        yield from self._transcribe_group(group, chunk)
-
-    def _transcribe_group(
-        self, group: list[tuple[PathLike, Tensor | BadAudio]], chunk: ChunkConfig | None
-    ) -> Iterator[Transcribed]:
-        wavs = [wav for _, wav in group if isinstance(wav, Tensor)]
-        texts: Iterator[str] = iter(())
-        if wavs:
-            lengths = torch.tensor([len(wav) for wav in wavs], dtype=torch.float64)
-            batch = nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-            texts = iter(self.transcribe_batch(batch, lengths / batch.shape[1], chunk=chunk)[0])
-        for path, wav in group:
-            yield path, wav if isinstance(wav, BadAudio) else next(texts)
+        if self.search is not None:
+            return texts, [self.tokenizer.encode_text(text) for text in texts]
+        return texts, [greedy(x[None], torch.tensor([len(x)]), blank)[0] for x in logits]
 
     def forward(
         self, wavs: Tensor, wav_lens: Tensor | None = None
@@ -251,8 +195,44 @@ class Wav2Vec2ASR(_Interface):
         """The same as `transcribe_batch`."""
         return self.transcribe_batch(wavs, wav_lens)
 
+    def _logits(
+        self, paths: Iterable[PathLike], batch_s: float, chunk: ChunkConfig | None
+    ) -> Iterator[tuple[PathLike, Tensor | BadAudio]]:
+        """(frames, vocab) of each file."""
 
-class Wav2Vec2Encoder(_Interface):
+        def long(blocks: Iterator[Tensor]) -> Tensor:
+            windows = (self._batch_logits([wav], None)[0] for wav in self.windows.cut(blocks))
+            return torch.cat(list(self.windows.join(windows)))
+
+        return over_files(
+            paths,
+            lambda wavs: self._batch_logits(wavs, chunk),
+            long,
+            longest_s=float("inf") if chunk else self.windows.length_s,
+            batch_s=batch_s,
+            padded=not self._packs,
+        )
+
+    def _batch_logits(self, wavs: list[Tensor], chunk: ChunkConfig | None) -> list[Tensor]:
+        """(frames, vocab) of each waveform, on the CPU."""
+        with torch.inference_mode():
+            outs = self._run(wavs, chunk=chunk)
+        logits = [out.logits[0].float().cpu() for out in outs if out.logits is not None]
+        if not all(x.isfinite().all() for x in logits):
+            raise FloatingPointError(
+                f"The model gave NaN or infinity in {self.choice.precision}. Use "
+                'precision="bf16" or "fp32".'
+            )
+        return logits
+
+    def _decode(self, logits: Tensor) -> list[Transcript]:
+        lengths = torch.full((len(logits),), logits.shape[1])
+        if self.search is None:
+            return greedy_transcripts(logits, lengths, self.tokenizer)
+        return self.search(logits, lengths, self.n_best)
+
+
+class Wav2Vec2Encoder(Interface):
     """Speech to vectors, from any layer of any model, pretrained or fine-tuned.
 
     Example
@@ -266,34 +246,90 @@ class Wav2Vec2Encoder(_Interface):
     ...     encoder = Wav2Vec2Encoder.from_hparams(source=folder, run_opts={"device": "cpu"})
     >>> encoder.encode_batch(torch.randn(2, 16000)).shape
     torch.Size([2, 49, 16])
-    >>> encoder.encode_batch(torch.randn(2, 16000), layer=0, pool="mean").shape
-    torch.Size([2, 16])
+    >>> encoder.encode_batch(torch.randn(2, 16000), layer="all", pool="mean+std").shape
+    torch.Size([2, 2, 32])
     """
 
     MODULES_NEEDED = ["wav2vec2"]  # noqa: RUF012
 
     @classmethod
-    def _adopt(cls, model: AnyModel, source: PathLike) -> tuple[dict[str, nn.Module], dict]:
+    def _adopt(
+        cls, model: AnyModel, source: PathLike, language: str | None
+    ) -> tuple[dict[str, nn.Module], dict[str, Any]]:
         return {"wav2vec2": getattr(model, "wav2vec2", model)}, {}
 
-    def encode_file(self, path: PathLike, layer: int = -1, pool: str | None = None) -> Tensor:
-        """Vectors of one audio file: (frames, dim), or (dim,) if pooled.
+    def encode_file(
+        self,
+        path: PathLike,
+        layer: Layer = -1,
+        pool: str | None = None,
+        layer_weights: Sequence[float] | Tensor | None = None,
+    ) -> Tensor:
+        """Vectors of one audio file of any length: (frames, dim), or (dim,) if pooled.
 
         Parameters
         ----------
         path : str or Path
             See `read_audio`, which also raises the errors.
-        layer, pool
-            See `encode_batch`.
+        layer, pool, layer_weights
+            See `encode_batch`; several layers come first.
         """
-        return self.encode_batch(read_audio(path)[None], layer=layer, pool=pool)[0]
+        return _only(self.encode_files([path], layer, pool, layer_weights))
+
+    def encode_files(
+        self,
+        paths: Iterable[PathLike],
+        layer: Layer = -1,
+        pool: str | None = None,
+        layer_weights: Sequence[float] | Tensor | None = None,
+        *,
+        batch_s: float = 60.0,
+    ) -> Iterator[tuple[PathLike, Tensor | BadAudio]]:
+        """Vectors of many files, in their order; a bad file does not stop the others.
+
+        Parameters
+        ----------
+        paths : iterable of str or Path
+            Read as they are needed.
+        layer, pool, layer_weights
+            See `encode_batch`.
+        batch_s : float
+            Seconds of audio per batch.
+
+        Yields
+        ------
+        tuple
+            The path, and its vectors as from `encode_file` or the `BadAudio` that says what is
+            wrong with it.
+        """
+        _check_pool(pool)
+
+        def short(wavs: list[Tensor]) -> list[Tensor]:
+            return [_pooled(x, pool) for x in self._frames(wavs, layer, layer_weights)]
+
+        def long(blocks: Iterator[Tensor]) -> Tensor:
+            windows = (
+                self._frames([wav], layer, layer_weights)[0].movedim(-2, 0)
+                for wav in self.windows.cut(blocks)
+            )
+            return _pooled(torch.cat(list(self.windows.join(windows))).movedim(0, -2), pool)
+
+        return over_files(
+            paths,
+            short,
+            long,
+            longest_s=self.windows.length_s,
+            batch_s=batch_s,
+            padded=not self._packs,
+        )
 
     def encode_batch(
         self,
         wavs: Tensor,
         wav_lens: Tensor | None = None,
-        layer: int = -1,
+        layer: Layer = -1,
         pool: str | None = None,
+        layer_weights: Sequence[float] | Tensor | None = None,
     ) -> Tensor:
         """Vectors of a padded batch, 50 per second.
 
@@ -301,67 +337,65 @@ class Wav2Vec2Encoder(_Interface):
         ----------
         wavs, wav_lens
             See `check_batch`.
-        layer : int
+        layer : int, sequence of int, or "all"
             -1 for the context, which is what heads see; 0 for what enters the first layer;
             n for what comes out of the n-th layer (of a pre-norm model, before the final norm).
-        pool : {None, "mean"}
-            "mean" averages over the frames of the utterance.
+            Several layers make one more dimension, before the frames.
+        pool : {None, "mean", "mean+std", "statistics"}
+            One vector per utterance, see `pool`.
+        layer_weights : sequence of float, optional
+            One for each of layer 0 to the last: their weighted sum instead of `layer`.
 
         Returns
         -------
         Tensor
-            float32, (batch, frames, dim) with padded frames set to zero, or (batch, dim).
+            float32, (batch, frames, dim) with padded frames set to zero, or (batch, dim), or
+            (batch, 2 or 4 times dim).
         """
-        if pool not in (None, "mean"):
-            raise ValueError(f'pool={pool!r}, expected None or "mean".')
-        wavs, wav_lens = check_batch(wavs, wav_lens, self.device)
-        with (
-            torch.no_grad(),
-            self.inference_ctx,
-        ):  # no inference_mode: a probe may be trained on the result
-            out = self.mods["wav2vec2"](wavs, wav_lens, output_hidden_states=layer != -1)
-        vectors = out.context if layer == -1 else _pick(out.hidden_states, layer)
-        valid = valid_frames(out.frame_lengths, vectors.shape[1])
-        vectors = vectors.float().masked_fill(~valid[..., None], 0.0)
-        return vectors.sum(1) / out.frame_lengths[:, None] if pool else vectors
+        _check_pool(pool)
+        frames = self._frames(unpad_batch(wavs, wav_lens), layer, layer_weights)
+        if pool is not None:
+            return torch.stack([_pooled(x, pool) for x in frames])
+        longest = max(x.shape[-2] for x in frames)
+        return torch.stack([nn.functional.pad(x, (0, 0, 0, longest - x.shape[-2])) for x in frames])
 
     def forward(self, wavs: Tensor, wav_lens: Tensor | None = None) -> Tensor:
         """The same as `encode_batch`."""
         return self.encode_batch(wavs, wav_lens)
 
-
-def _pick(hidden_states: tuple[Tensor, ...], layer: int) -> Tensor:
-    if not 0 <= layer < len(hidden_states):
-        raise ValueError(
-            f"layer={layer}, but this model has {len(hidden_states) - 1} layers. "
-            f"Expected 0 to {len(hidden_states) - 1}, or -1 for the context."
-        )
-    return hidden_states[layer]
-
-
-def _read_or_error(path: PathLike) -> Tensor | BadAudio:
-    try:
-        return read_audio(path)
-    except BadAudio as error:
-        return error
-
-
-def _check_folder(folder: Path, hparams_file: str) -> None:
-    inner = folder / "model" / hparams_file
-    if inner.is_file():  # an output folder: its YAML is that of the training
-        raise FileNotFoundError(f"{folder} is the output of a run; its model is {inner.parent}.")
-    if (folder / hparams_file).is_file():
-        return
-    hint = "Expected a folder written by training, such as <output_folder>/model."
-    if (folder / "config.json").is_file():
-        hint = "It looks like a transformers checkpoint: load it with from_checkpoint."
-    raise FileNotFoundError(f"{folder}: no {hparams_file} in this folder. {hint}")
+    def _frames(
+        self,
+        wavs: list[Tensor],
+        layer: Layer,
+        layer_weights: Sequence[float] | Tensor | None,
+    ) -> list[Tensor]:
+        """([layers,] frames, dim) of each waveform, float32."""
+        hidden = layer != -1 or layer_weights is not None
+        with torch.no_grad():  # no inference_mode: a probe may be trained on the result
+            outs = self._run(wavs, output_hidden_states=hidden)
+        return [
+            (pick_layers(out, layer) if layer_weights is None else mix_layers(out, layer_weights))[
+                0
+            ].float()
+            for out in outs
+        ]
 
 
-def _companion(source: PathLike, name: str) -> Path | None:
-    """A small file beside the weights, from the folder or the hub; None if there is none."""
-    try:
-        path = Path(fetch(name, source=str(source)))
-    except (OSError, ValueError, EntryNotFoundError):
-        return None
-    return path if path.is_file() else None
+def _check_pool(pool: str | None) -> None:
+    if pool not in (None, *POOLS):
+        raise ValueError(f"pool={pool!r}, expected None or one of {', '.join(map(repr, POOLS))}.")
+
+
+def _pooled(frames: Tensor, pool: str | None) -> Tensor:
+    if pool is None:
+        return frames
+    length = torch.tensor([frames.shape[-2]], device=frames.device)
+    return pool_frames(frames[None], length, pool)[0]
+
+
+def _only(results: Iterable[tuple[PathLike, Any]]) -> Any:
+    """The result for the only file."""
+    _, result = next(iter(results))
+    if isinstance(result, BadAudio):
+        raise result
+    return result

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,6 +41,28 @@ class Wav2Vec2Output:
     hidden_states: tuple[Tensor, ...] | None = None  # layers + 1 of (batch, frames, dim)
     logits: Tensor | None = None  # (batch, frames, vocab), CTC only, before softmax
 
+    def cut(self, row: int, begin: int, end: int) -> Wav2Vec2Output:
+        """Some frames of a row, as an output of batch size 1."""
+
+        def part(x: Tensor) -> Tensor:
+            return x[row : row + 1, begin:end]
+
+        return Wav2Vec2Output(
+            part(self.context),
+            self.frame_lengths.new_tensor([end - begin]),
+            None if self.hidden_states is None else tuple(map(part, self.hidden_states)),
+            None if self.logits is None else part(self.logits),
+        )
+
+    def rows(self) -> list[Wav2Vec2Output]:
+        """The utterances of a padded batch, each without padding."""
+        return [self.cut(i, 0, n) for i, n in enumerate(self.frame_lengths.tolist())]
+
+    def unpack(self, lengths: Sequence[int]) -> list[Wav2Vec2Output]:
+        """The utterances of `lengths` frames that are packed into the only row."""
+        ends = list(accumulate(lengths))
+        return [self.cut(0, end - size, end) for end, size in zip(ends, lengths, strict=True)]
+
 
 class Wav2Vec2(nn.Module):
     """Wav2vec 2.0 without a head (Baevski et al. 2020). The defaults are the BASE model.
@@ -65,7 +88,8 @@ class Wav2Vec2(nn.Module):
         What padding does to the result. "exact": nothing, for both families (norm statistics
         over valid samples, attention mask). "mask": fairseq's, statistics of a group-norm
         extractor include the padding. "reference": transformers', a group-norm model gets no
-        mask at all, so that its answer depends on the padding.
+        mask at all, so that its answer depends on the padding. In a conformer both let the
+        convolutions hear the padding, as fairseq and transformers do.
     dropout, attention_dropout, activation_dropout, layer_drop : float
         See `ContextEncoder`; `dropout` also acts on the projected latents.
     feature_grad_scale : float
@@ -73,6 +97,13 @@ class Wav2Vec2(nn.Module):
         BASE pretraining, 0 for fine-tuning).
     positions_kernel, positions_groups : int
         Positional convolution.
+    adapter_dim : int, optional
+        Width of the language adapters of an MMS model; None for none. See `set_language`.
+    conformer : {"relative", "rotary"}, optional
+        Conformer layers with positions of this kind; None for transformer layers. Needs
+        norm_first=True, and cannot work in chunks: the convolutions look ahead.
+    conformer_kernel : int
+        Frames that the convolution of a conformer layer hears.
 
     Example
     -------
@@ -103,6 +134,9 @@ class Wav2Vec2(nn.Module):
         feature_grad_scale: float = 1.0,
         positions_kernel: int = 128,
         positions_groups: int = 16,
+        adapter_dim: int | None = None,
+        conformer: str | None = None,
+        conformer_kernel: int = 31,
         kernels: Sequence[int] = KERNELS,
         strides: Sequence[int] = STRIDES,
     ) -> None:
@@ -131,6 +165,9 @@ class Wav2Vec2(nn.Module):
             layer_drop=layer_drop,
             positions_kernel=positions_kernel,
             positions_groups=positions_groups,
+            adapter_dim=adapter_dim,
+            conformer=conformer,
+            conformer_kernel=conformer_kernel,
         )
 
     @property
@@ -163,6 +200,7 @@ class Wav2Vec2(nn.Module):
         lengths = None if wav_lens is None else absolute_lengths(wav_lens, wavs.shape[1])
         if self.normalize:
             wavs = normalize_wavs(wavs, lengths, self.normalize_eps)
+        wavs = wavs.to(self.mask_embedding.dtype)  # only now: half precision cannot normalize
         if lengths is not None:
             wavs = wavs.masked_fill(~valid_frames(lengths, wavs.shape[1]), 0.0)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_scale > 0):
@@ -176,6 +214,7 @@ class Wav2Vec2(nn.Module):
         latents: Tensor,
         frame_lengths: Tensor | None = None,
         *,
+        packed: Sequence[int] | None = None,
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
         chunk: ChunkConfig | None = None,
@@ -190,6 +229,8 @@ class Wav2Vec2(nn.Module):
             (batch, frames, channels) from `extract`.
         frame_lengths : Tensor, optional
             (batch,) valid frames; None means that nothing is padding.
+        packed : sequence of int, optional
+            See `ContextEncoder.forward`.
         mask : Tensor, optional
             (batch, frames) bool; True frames are replaced by the mask embedding.
         channel_mask : Tensor, optional
@@ -207,6 +248,12 @@ class Wav2Vec2(nn.Module):
                 "depends on all others and chunks mean nothing. Use a model with "
                 "extractor_norm='layer', or leave out chunk."
             )
+        if chunk is not None and self.encoder.conformer is not None:
+            raise NotStreamable(
+                "The convolutions of a conformer look "
+                f"{self.config['conformer_kernel'] // 2} frames ahead in every layer, beyond the "
+                "end of any chunk. Use a model with conformer=None, or leave out chunk."
+            )
         x = self.projection(self.projection.norm(latents) if normed is None else normed)
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
@@ -218,7 +265,12 @@ class Wav2Vec2(nn.Module):
         if frame_lengths is not None and not unmasked:
             valid = valid_frames(frame_lengths, frames)
         context, hidden = self.encoder(
-            x, valid, chunk=chunk, output_hidden_states=output_hidden_states
+            x,
+            valid,
+            packed=packed,
+            chunk=chunk,
+            leak=self.padding != "exact",
+            output_hidden_states=output_hidden_states,
         )
         if frame_lengths is None:
             frame_lengths = torch.full((len(latents),), frames, device=latents.device)
@@ -237,3 +289,46 @@ class Wav2Vec2(nn.Module):
         return self.contextualize(
             latents, lengths, chunk=chunk, output_hidden_states=output_hidden_states
         )
+
+    def extract_packed(self, wavs: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """Latents (1, frames of all, channels) of waveforms (samples,), and frames of each."""
+        latents = [self.extract(wav[None])[0] for wav in wavs]
+        return torch.cat(latents, dim=1), [x.shape[1] for x in latents]
+
+    def forward_packed(
+        self,
+        wavs: Sequence[Tensor],
+        *,
+        chunk: ChunkConfig | None = None,
+        output_hidden_states: bool = False,
+    ) -> list[Wav2Vec2Output]:
+        """Utterances of any lengths, without padding.
+
+        Extractor, positions, attention and the convolutions of a conformer run utterance by
+        utterance; norms and linear layers, which do not look beyond a frame, run on all at once.
+        So each result is that of the utterance alone, and nothing is computed for padding.
+
+        Parameters
+        ----------
+        wavs : sequence of Tensor
+            (samples,) each.
+        chunk, output_hidden_states
+            See `contextualize`.
+
+        Returns
+        -------
+        list of Wav2Vec2Output
+            One for each utterance, of batch size 1.
+
+        Example
+        -------
+        >>> model = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7).eval()
+        >>> outs = model.forward_packed([torch.randn(16000), torch.randn(8000)])
+        >>> [tuple(out.context.shape) for out in outs]
+        [(1, 49, 16), (1, 24, 16)]
+        """
+        latents, lengths = self.extract_packed(wavs)
+        out = self.contextualize(
+            latents, packed=lengths, chunk=chunk, output_hidden_states=output_hidden_states
+        )
+        return out.unpack(lengths)

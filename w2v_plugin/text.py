@@ -72,7 +72,30 @@ class CharVocabulary(CTCTextEncoder):
         self.ignore_len()  # loading a file may change the length
 
     @classmethod
-    def from_vocab_json(cls, path: str | Path) -> CharVocabulary:
+    def from_symbols(cls, symbols: Mapping[str, int], blank: str) -> CharVocabulary:
+        """Vocabulary in which every symbol keeps its index.
+
+        Parameters
+        ----------
+        symbols : mapping of str to int
+            Symbols and their indices.
+        blank : str
+            The symbol that is the CTC blank.
+
+        Example
+        -------
+        >>> vocabulary = CharVocabulary.from_symbols({"-": 0, "|": 1, "a": 2}, blank="-")
+        >>> vocabulary.decode_tokens([2, 1, 2])
+        'a a'
+        """
+        vocabulary = cls(())
+        vocabulary.lab2ind = dict(symbols)
+        vocabulary.ind2lab = {index: label for label, index in symbols.items()}
+        vocabulary.blank_label = blank
+        return vocabulary
+
+    @classmethod
+    def from_vocab_json(cls, path: str | Path, language: str | None = None) -> CharVocabulary:
         """Vocabulary of a transformers checkpoint; every symbol keeps its index.
 
         Parameters
@@ -80,11 +103,14 @@ class CharVocabulary(CTCTextEncoder):
         path : str or Path
             `vocab.json`. Read from beside it, if there: `config.json` (`pad_token_id` is the
             blank), `tokenizer_config.json` and `added_tokens.json`.
+        language : str, optional
+            Which one of a file that holds one vocabulary per language (MMS); None for the
+            `target_lang` of `tokenizer_config.json`.
 
         Raises
         ------
         ValueError
-            One vocabulary per language (MMS), two symbols with one index, or no blank.
+            No such language, two symbols with one index, or no blank.
 
         Example
         -------
@@ -96,20 +122,58 @@ class CharVocabulary(CTCTextEncoder):
         >>> vocabulary.get_blank_index(), vocabulary.decode_tokens([0, 1, 2])
         (3, 'a b')
         """
-        tokens = _published_tokens(path := Path(path))
-        vocabulary = cls(())
-        vocabulary.lab2ind = tokens
-        vocabulary.ind2lab = {index: label for label, index in tokens.items()}
-        blank = _read_json(path.with_name("config.json")).get("pad_token_id")
+        path = Path(path)
+        settings = read_json(path.with_name("tokenizer_config.json"))
+        tokens = _published_tokens(path, settings, language or settings.get("target_lang"))
+        blank = read_json(path.with_name("config.json")).get("pad_token_id")
         if blank is None:
-            blank = tokens.get(BLANK, tokens.get("[PAD]"))
-        if blank not in vocabulary.ind2lab:
+            names = (_content(settings.get("pad_token")), BLANK, "[PAD]")
+            blank = next((tokens[name] for name in names if name in tokens), None)
+        labels = [label for label, index in tokens.items() if index == blank]
+        if not labels:
             raise ValueError(
                 f"{path}: no CTC blank: pad_token_id={blank} is not among the {len(tokens)} "
                 "indices. Put the right pad_token_id into the config.json beside it."
             )
-        vocabulary.blank_label = vocabulary.ind2lab[blank]
-        return vocabulary
+        return cls.from_symbols(tokens, labels[0])
+
+    def fit(self, outputs: int, source: str) -> None:
+        """Hold against a head with that many outputs: each needs a symbol, each letter an output.
+
+        Special symbols beyond the head, which some tokenizers add, are dropped: it cannot say
+        them.
+
+        Parameters
+        ----------
+        outputs : int
+            Of the CTC head.
+        source : str
+            Where the vocabulary comes from, for the message.
+
+        Raises
+        ------
+        ValueError
+            They do not belong together.
+
+        Example
+        -------
+        >>> vocabulary = CharVocabulary.from_symbols({"-": 0, "a": 1, "<s>": 2}, blank="-")
+        >>> vocabulary.fit(2, "an example")
+        >>> len(vocabulary)
+        2
+        """
+        silent = [label for label, index in self.lab2ind.items() if index >= outputs]
+        nameless = sorted(set(range(outputs)) - set(self.ind2lab))
+        letters = [label for label in silent if not self.is_special(label)]
+        if nameless or letters or self.blank_label in silent:
+            kind, wrong = ("symbol", nameless) if nameless else ("output", silent)
+            raise ValueError(
+                f"{source}: {len(self.lab2ind)} symbols for {outputs} outputs of the head; "
+                f"without {'a' if nameless else 'an'} {kind}: {', '.join(map(str, wrong))}. "
+                "Give it the vocabulary that the head was trained with."
+            )
+        for label in silent:
+            del self.ind2lab[self.lab2ind.pop(label)]
 
     @property
     def letters(self) -> list[str]:
@@ -167,26 +231,48 @@ def ctc_frames(tokens: Sequence[int]) -> int:
     return len(tokens) + sum(a == b for a, b in pairwise(tokens))
 
 
-def _published_tokens(path: Path) -> dict[str, int]:
+def _published_tokens(
+    path: Path, settings: Mapping[str, Any], language: str | None
+) -> dict[str, int]:
     """Symbols and indices of a vocab.json and of what transformers adds to it elsewhere."""
-    tokens = json.loads(path.read_text(encoding="utf-8"))
-    settings = _read_json(path.with_name("tokenizer_config.json"))
-    for index, added in settings.get("added_tokens_decoder", {}).items():
-        tokens[added["content"]] = int(index)
-    tokens.update(_read_json(path.with_name("added_tokens.json")))
+    tokens = dict(read_json(path))
+    languages = [name for name, entry in tokens.items() if isinstance(entry, dict)]
+    if languages:
+        if language not in languages:
+            raise ValueError(
+                f"{path}: one vocabulary per language, but none for language={language!r}. "
+                f"Choose one of {', '.join(sorted(languages))}."
+            )
+        tokens = dict(tokens[language])
+    added = {
+        _content(token): int(index)
+        for index, token in settings.get("added_tokens_decoder", {}).items()
+    } | dict(read_json(path.with_name("added_tokens.json")))
+    # those of a nested file are written down once, for the language it was saved with
+    tokens.update({k: v for k, v in added.items() if not (languages and k in tokens)})
     if not all(isinstance(index, int) for index in tokens.values()):
-        raise ValueError(
-            f"{path}: expected one index per symbol, got one vocabulary per language. "
-            "Save the entry of your language as a vocab.json of its own."
-        )
+        raise ValueError(f"{path}: expected one index per symbol, or per symbol of each language.")
     if len(set(tokens.values())) < len(tokens):
         raise ValueError(f"{path}: two symbols have the same index. Give each its own.")
-    delimiter = settings.get("word_delimiter_token")
+    delimiter = _content(settings.get("word_delimiter_token"))
     if delimiter in tokens and WORD_BOUNDARY not in tokens:
         tokens[WORD_BOUNDARY] = tokens.pop(delimiter)
     return tokens
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _content(token: Any) -> Any:
+    """A symbol that may be written as an object."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
     """A file's object; empty if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}). Copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}.")
+    return content

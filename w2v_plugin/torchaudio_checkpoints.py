@@ -1,21 +1,29 @@
-"""torchaudio's wav2vec 2.0 -> ours. It nests the same names differently, has one head, no masks."""
+"""torchaudio's wav2vec 2.0 -> ours. It nests the same names differently, has one head, no masks.
+
+Surprising: the files that torchaudio publishes hold three outputs (and VoxPopuli's a fourth) that
+its pipelines cut off after loading. They are recognized by their names, and cut here as well.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from w2v_plugin.checkpoints import HF_NAMES, Names, translate
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.frames import KERNELS, STRIDES
+from w2v_plugin.hf_checkpoints import HF_NAMES
 from w2v_plugin.model import Wav2Vec2
-from w2v_plugin.weights import load_strict
+from w2v_plugin.shapes import HEAD_DIM, shapes_of
+from w2v_plugin.text import CharVocabulary
+from w2v_plugin.weights import Names, load_strict, read_weights, translate, without_values
 
 TORCHAUDIO_EPS = 1e-5  # of the waveform normalization in torchaudio's bundles
+HEAD = ("aux.weight", "aux.bias")
 
 # Our names -> theirs, derived from transformers'.
 TORCHAUDIO_NAMES: Names = {
@@ -39,21 +47,25 @@ def torchaudio_name(name: str) -> str | None:
 
 
 def load_torchaudio(
-    model: nn.Module | tuple[Mapping[str, Tensor], int],
+    model: nn.Module | Mapping[str, Tensor],
     *,
-    normalize: bool = False,
+    heads: int | None = None,
+    normalize: bool | None = None,
     padding: str = "exact",
 ) -> Wav2Vec2 | Wav2Vec2CTC:
     """Take over a torchaudio model.
 
     Parameters
     ----------
-    model : torchaudio.models.Wav2Vec2Model or (state dict, number of heads)
-        A bundle's `get_model()` works as well, and brings its own `normalize`. Shapes are read
-        off the weights. They do not tell the number of heads, nor pre-norm from post-norm: for a
-        bare state dict the latter is taken from the extractor, as in all published models.
-    normalize : bool
-        Whether the model was trained on normalized waveforms (LARGE LV-60, XLSR).
+    model : torchaudio.models.Wav2Vec2Model or mapping of str to Tensor
+        A module, such as a bundle's `get_model()`, or its state dict. Shapes are read off the
+        weights; what they do not tell, off the module. A state dict is taken for pre-norm if
+        its extractor has layer norms, as in all published models.
+    heads : int, optional
+        Of attention; None for those of the module, or 64 channels each, as all published models.
+    normalize : bool, optional
+        Whether it was trained on normalized waveforms. None for what the module does; of a state
+        dict: those with layer norms in the extractor were (LARGE LV-60, XLSR), others not.
     padding : {"exact", "mask", "reference"}
         See `Wav2Vec2`.
 
@@ -61,6 +73,11 @@ def load_torchaudio(
     -------
     Wav2Vec2 or Wav2Vec2CTC
         The latter if there is an auxiliary head; in evaluation mode.
+
+    Raises
+    ------
+    CheckpointMismatch
+        Another architecture, or weights that do not fit; every key is named.
 
     Example
     -------
@@ -71,27 +88,90 @@ def load_torchaudio(
     >>> load_torchaudio(theirs)(torch.randn(1, 16000)).context.shape
     torch.Size([1, 49, 16])
     """
-    if isinstance(model, tuple):
-        state, heads = model
-        known: dict[str, Any] = {"heads": heads}
-    else:
-        normalize = getattr(model, "normalize_waveform", normalize)
+    known: dict[str, Any] = {}
+    if isinstance(model, nn.Module):
+        known["normalize"] = getattr(model, "normalize_waveform", False)
         model = model.get_submodule("model") if hasattr(model, "normalize_waveform") else model
-        state, known = model.state_dict(), _torchaudio_attributes(model)
-    shapes = _torchaudio_shapes(state) | known
-    if "strides" not in known and tuple(shapes["kernels"]) != KERNELS:
-        raise CheckpointMismatch(
-            f"torchaudio state dict: kernels {shapes['kernels']} are not the published "
-            f"{KERNELS}, so its strides are unknown. Pass the module itself."
+        known |= _attributes(model)
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    given = {"heads": heads, "normalize": normalize}
+    known |= {key: value for key, value in given.items() if value is not None}
+    # copies: the caller's model goes on living
+    copies = {key: tensor.detach().clone() for key, tensor in state.items()}
+    return _take_over(copies, known, padding, "torchaudio model")
+
+
+def load_torchaudio_file(path: str | Path, *, padding: str = "exact") -> Wav2Vec2 | Wav2Vec2CTC:
+    """Load a state dict of torchaudio from a `.pt` or `.pth` file; see `load_checkpoint`.
+
+    What `load_torchaudio` says about state dicts holds here. A file that torchaudio publishes is
+    known by its name, and loses the outputs that torchaudio's pipelines cut off.
+    """
+    state, bundle = read_weights(Path(path)), _bundle(path)
+    cut = getattr(bundle, "_remove_aux_axis", None) or ()
+    if HEAD[0] in state and len(state[HEAD[0]]) == len(_labels(bundle)) + len(cut):
+        kept = [row for row in range(len(state[HEAD[0]])) if row not in cut]
+        state |= {key: state[key][kept] for key in HEAD}
+    return _take_over(state, {}, padding, str(path))
+
+
+def torchaudio_vocabulary(path: str | Path) -> CharVocabulary:
+    """Labels of a file that torchaudio publishes; the blank, "-", comes first.
+
+    Raises
+    ------
+    FileNotFoundError
+        Nobody knows what the outputs of a file of another name mean.
+
+    Example
+    -------
+    >>> torchaudio_vocabulary("wav2vec2_fairseq_base_ls960_asr_ls960.pth").decode_tokens([7, 4])
+    'IA'
+    """
+    labels = _labels(_bundle(path))
+    if not labels:
+        raise FileNotFoundError(
+            f"{path}: a state dict does not say what its outputs mean, and this is no file name "
+            "that torchaudio publishes. Load it with `load_torchaudio`, and give its labels to "
+            "`CharVocabulary.from_symbols`."
         )
-    body = Wav2Vec2(**shapes, normalize=normalize, normalize_eps=TORCHAUDIO_EPS, padding=padding)
-    head = state.get("aux.weight")
-    ours = body if head is None else Wav2Vec2CTC(body, vocab_size=len(head))
-    load_strict(ours, state, "torchaudio model", translate=torchaudio_name)
+    return CharVocabulary.from_symbols({label: i for i, label in enumerate(labels)}, labels[0])
+
+
+def _take_over(
+    state: dict[str, Tensor], known: dict[str, Any], padding: str, source: str
+) -> Wav2Vec2 | Wav2Vec2CTC:
+    """A model of the tensors in `state`."""
+    if all(key.startswith("model.") for key in state):  # of a bundle that normalizes
+        state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
+    found = shapes_of(lambda name: state.get(torchaudio_name(name) or ""))
+    if absent := {"dim", "ffn_dim", "channels", "positions_kernel"} - found.keys():
+        raise CheckpointMismatch(
+            f"{source}: not the names of a Wav2Vec2Model: nothing tells its {min(absent)}. "
+            "Expected the state dict of torchaudio.models.Wav2Vec2Model."
+        )
+    if "strides" not in known and tuple(found["kernels"]) != KERNELS:
+        raise CheckpointMismatch(
+            f"{source}: kernels {found['kernels']} are not the published {KERNELS}, so the strides "
+            "are unknown. Pass the module itself."
+        )
+    layer_norm = found["extractor_norm"] == "layer"
+    guessed = {
+        "heads": max(1, found["dim"] // HEAD_DIM),
+        "strides": list(STRIDES),
+        "norm_first": layer_norm,
+        "normalize": layer_norm,
+    }
+    shapes = guessed | found | known
+    with without_values():
+        body = Wav2Vec2(**shapes, normalize_eps=TORCHAUDIO_EPS, padding=padding)
+        head = state.get(HEAD[0])
+        ours = body if head is None else Wav2Vec2CTC(body, vocab_size=len(head))
+    load_strict(ours, state, source, translate=torchaudio_name, format="torchaudio", take_over=True)
     return ours.eval()
 
 
-def _torchaudio_attributes(model: Any) -> dict[str, Any]:
+def _attributes(model: Any) -> dict[str, Any]:
     """What a module knows and its weights do not."""
     layer = model.encoder.transformer.layers[0]
     return {
@@ -101,34 +181,13 @@ def _torchaudio_attributes(model: Any) -> dict[str, Any]:
     }
 
 
-def _torchaudio_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of Wav2Vec2 that the shapes of torchaudio weights tell."""
-    conv, transformer = "feature_extractor.conv_layers.{}.", "encoder.transformer."
-    taps = f"{transformer}pos_conv_embed.conv."
-    spellings = ("parametrizations.weight.original1", "weight_v", "weight")
-    try:
-        count = next(i for i in range(99) if conv.format(i) + "conv.weight" not in state)
-        convs = [state[conv.format(i) + "conv.weight"].shape for i in range(count)]
-        layers = {k.split(".")[3] for k in state if k.startswith(transformer + "layers.")}
-        dim, group, kernel = next(state[taps + s].shape for s in spellings if taps + s in state)
-        ffn = state[transformer + "layers.0.feed_forward.intermediate_dense.weight"]
-    except (KeyError, StopIteration) as error:
-        raise CheckpointMismatch(
-            f"torchaudio model: not the names of a Wav2Vec2Model ({error}). Expected the state "
-            "dict of torchaudio.models.Wav2Vec2Model."
-        ) from error
-    kernels = [shape[2] for shape in convs]
-    layer_norm = conv.format(count - 1) + "layer_norm.weight" in state
-    return {
-        "dim": dim,
-        "layers": len(layers),
-        "ffn_dim": len(ffn),
-        "channels": [shape[0] for shape in convs],
-        "kernels": kernels,
-        "strides": list(STRIDES),
-        "extractor_norm": "layer" if layer_norm else "group",
-        "conv_bias": conv.format(0) + "conv.bias" in state,
-        "norm_first": layer_norm,
-        "positions_kernel": kernel,
-        "positions_groups": dim // group,
-    }
+def _bundle(path: str | Path) -> Any:
+    """torchaudio's description of a file that it publishes, or None."""
+    import torchaudio.pipelines  # here: nobody else needs it
+
+    bundles = vars(torchaudio.pipelines).values()
+    return next((b for b in bundles if getattr(b, "_path", None) == Path(path).name), None)
+
+
+def _labels(bundle: Any) -> tuple[str, ...]:
+    return bundle.get_labels() if hasattr(bundle, "get_labels") else ()

@@ -260,3 +260,9 @@ class StepBrain(sb.Brain):
     def save(self, scores: dict[str, float]) -> None:
         """Keep the best and the latest checkpoint."""
         self.checkpointer.save_and_keep_only(meta=scores, min_keys=["loss"])
+
+
+def leave_group() -> None:
+    """End a process of a distributed run: without this, one that exits late may abort."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

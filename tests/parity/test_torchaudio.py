@@ -81,7 +81,9 @@ def test_modules_and_state_dicts_load(mode: str, norm_first: bool, aux: int | No
     assert not ours.training
     check(ours, theirs)
     if norm_first == (mode == "layer_norm"):  # what a state dict is taken to be
-        check(load_torchaudio((theirs.state_dict(), 4), padding="mask"), theirs)
+        check(
+            load_torchaudio(theirs.state_dict(), heads=4, normalize=False, padding="mask"), theirs
+        )
 
 
 @torch.no_grad()
@@ -100,13 +102,13 @@ def test_other_strides_need_the_module() -> None:
     wavs = padded_wavs()
     assert float((load_torchaudio(theirs)(wavs).context - theirs(wavs)[0]).abs().max()) < TOLERANCE
     with pytest.raises(CheckpointMismatch, match="Pass the module itself"):
-        load_torchaudio((theirs.state_dict(), 4))
+        load_torchaudio(theirs.state_dict(), heads=4)
 
 
 def test_foreign_names_are_refused() -> None:
     with pytest.raises(CheckpointMismatch, match="Expected the state dict of torchaudio"):
-        load_torchaudio(({"weight": torch.zeros(1)}, 4))
+        load_torchaudio({"weight": torch.zeros(1)})
     state = torchaudio_model("group_norm", False, None).state_dict()
     state["mask_generator.mask_embedding"] = torch.zeros(48)
     with pytest.raises(CheckpointMismatch, match=r"1 unknown: mask_generator\.mask_embedding"):
-        load_torchaudio((state, 4))
+        load_torchaudio(state, heads=4)

@@ -21,7 +21,9 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import (
     _sample_negative_indices,
 )
 
-from w2v_plugin.checkpoints import export_hf, hf_name, load_checkpoint
+from w2v_plugin.checkpoints import load_checkpoint
+from w2v_plugin.hf_checkpoints import hf_name
+from w2v_plugin.hf_export import export_hf
 
 TOLERANCE = 1e-5  # float32 rounding of different operation orders; values are of order 1
 FAMILIES = {
