@@ -46,7 +46,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from w2v_plugin.audio import read_audio
-from w2v_plugin.cli import CannotStart, load
+from w2v_plugin.commands import CannotStart, load
 from w2v_plugin.errors import BadAudio, BadManifest
 from w2v_plugin.frames import SAMPLE_RATE
 from w2v_plugin.manifests import read_manifest

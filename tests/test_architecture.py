@@ -19,8 +19,8 @@ ORDER = [
     "positions",
     "adapters",
     "attention",
-    "encoder",
     "conformer",
+    "encoder",
     "quantizer",
     "losses",
     "model",
@@ -64,6 +64,7 @@ ORDER = [
     "brains",
     "inputs",
     "outputs",
+    "progress",
     "commands",
     "cli",
 ]

@@ -144,7 +144,7 @@ def test_truncated_weights_say_so(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "wav2vec2-conformer"),
+        ("model_type", "hubert"),
         ("hidden_act", "swish"),
         ("feat_extract_activation", "relu"),
         ("layer_norm_eps", 1e-12),

@@ -162,7 +162,7 @@ def test_a_local_model_gives_the_same_in_windows(talk) -> None:
             torch.testing.assert_close(mean, every[1].mean(0), rtol=0, atol=1e-5)
         else:
             assert parts.text == whole.text and len(whole.text) > 20
-            assert parts.words == whole.words
+            assert [w.start for w in parts.words] == [w.start for w in whole.words]
 
 
 def test_one_window_is_the_whole_file(talk) -> None:
@@ -210,7 +210,7 @@ needs_proc = pytest.mark.skipif(
 @needs_proc
 def test_memory_is_flat(monkeypatch, tmp_path) -> None:
     """10 minutes at 16 kHz are 38 MB; the logits alone may stay."""
-    g = growth(monkeypatch, tmp_path / "long.flac", 10); print("GROWTH", g); assert g< 20
+    assert growth(monkeypatch, tmp_path / "long.flac", 10) < 20
 
 
 @needs_proc

@@ -21,6 +21,7 @@ from w2v_plugin.errors import BadAudio
 from w2v_plugin.frames import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, absolute_lengths, valid_frames
 
 BLOCK_S = 10  # seconds that are decoded at a time
+LARGEST_FILTER = 3 * 10**8  # values
 UNKNOWN_SIZE = 0x7FFF0000  # what programs that write wav into a pipe claim, and more
 
 
@@ -81,6 +82,8 @@ def _decode(path: Path) -> Iterator[Tensor]:
                 read += len(data)
                 yield resampler.feed(torch.from_numpy(data).mean(dim=1))
             yield resampler.finish()
+    except BadAudio as error:
+        raise BadAudio(f"{path}: {error}") from error
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         reason = str(error).split(": ")[-1].strip().rstrip(".") or "its data breaks off"
         raise BadAudio(
@@ -119,6 +122,11 @@ class Resampler:
 
     def __init__(self, rate: int) -> None:
         common = math.gcd(rate, SAMPLE_RATE)
+        if rate // common * SAMPLE_RATE // common > LARGEST_FILTER:
+            raise BadAudio(
+                f"{rate} Hz has too little in common with 16000 Hz to be resampled here (the "
+                "filter would not fit into memory). Bring it to 16, 44.1 or 48 kHz first."
+            )
         times = -(-HOP * common // SAMPLE_RATE)  # so that a unit is a frame or longer
         self.rate, self.unit = rate, rate // common * times
         self.out_unit = SAMPLE_RATE // common * times

@@ -53,9 +53,10 @@ formats:
   ctm   NIST: name, channel, start, duration, word, confidence
 
 Results come in the order of the files and are on disk as soon as they are there. After a kill or
-Ctrl-C, the same command with --resume goes on, to the same bytes that an unbroken run writes;
-files that failed are tried again. A file that cannot be used does not stop the others: it is
-listed at the end with the reason, and the exit status is 1.
+Ctrl-C, the same command with --resume goes on, to the same bytes that an unbroken run writes (give
+--precision then: auto measures anew and may decide otherwise); files that failed are tried again.
+A file that cannot be used does not stop the others: it is listed at the end with the reason, and
+the exit status is 1.
 """
 ALIGN = """\
 examples:
@@ -81,10 +82,11 @@ examples:
   w2v convert runs/ctc/model exported                # for transformers, and torchaudio's importer
   w2v convert wav2vec_small_960h.pt exported         # fairseq -> transformers
   w2v convert facebook/wav2vec2-base-960h mine --to ours
+  w2v convert facebook/wav2vec2-base-960h small --to ours --precision int8
   w2v convert facebook/mms-1b-all french --language fra
 
-No bit of the weights changes. On stdout: what was read, renamed and ignored. FOLDER must not exist
-yet, or be empty; it appears complete or not at all.
+No bit of the weights changes, unless INT8 is asked for. On stdout: what was read, renamed and
+ignored. FOLDER must not exist yet, or be empty; it appears complete or not at all.
 """
 EXPORT = """\
 examples:
@@ -179,6 +181,17 @@ def parser() -> argparse.ArgumentParser:
         help="for transformers (default), or as training here writes it",
     )
     _add_language(four)
+    four.add_argument(
+        "--precision",
+        choices=["fp32", "int8"],
+        default="fp32",
+        help="int8: weights in a quarter of the room, --to ours only",
+    )
+    four.add_argument(
+        "--keep-fp32",
+        metavar="PARTS",
+        help="parts that INT8 leaves alone, as extractor.layers.1,encoder.layers.0",
+    )
 
     five = _command(added, "export", commands.export, "checkpoint to ONNX", EXPORT)
     five.add_argument("source", metavar="MODEL", help=MODEL_HELP)

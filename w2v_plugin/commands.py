@@ -21,6 +21,9 @@ from w2v_plugin.inputs import CannotStart, Input, by_name, find_inputs, groups, 
 from w2v_plugin.outputs import open_output, refuse_existing, say
 from w2v_plugin.progress import Progress
 
+Errors = tuple[type[Exception], ...]
+WRONG_INPUT: Errors = (OSError, ValueError, RuntimeError, ImportError)
+
 
 def transcribe(arguments: argparse.Namespace) -> int:
     """`w2v transcribe`."""
@@ -111,7 +114,14 @@ def convert(arguments: argparse.Namespace) -> int:
 
     source, folder = arguments.source, arguments.folder
     with _refused("cannot convert"):
-        report = to_folder(source, folder, to=arguments.to, language=arguments.language)
+        report = to_folder(
+            source,
+            folder,
+            to=arguments.to,
+            language=arguments.language,
+            precision=arguments.precision,
+            keep_fp32=arguments.keep_fp32.split(",") if arguments.keep_fp32 else (),
+        )
     say(f"{report}\nwritten to {folder}\n")
     return 0
 
@@ -170,7 +180,7 @@ def load(
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # SpeechBrain's loggers ignore the level of their parents
     try:
-        with _refused("cannot load the model"):
+        with _refused("cannot load the model", (Exception,)):  # its YAML is a program of its own
             if not _is_ours(model):
                 return interface.from_checkpoint(model, device=device, language=language, **options)
             if language is not None:
@@ -199,8 +209,7 @@ def _open(kind: str, arguments: argparse.Namespace) -> Any:
         compile=arguments.compile,
     )
     if arguments.window_s is not None:
-        with _refused("--window-s"):
-            interface.windows = Windows(arguments.window_s, arguments.window_s / 5)
+        interface.windows = Windows(arguments.window_s, arguments.window_s / 5)
     print(f"w2v: {interface.choice}", file=sys.stderr)
     return interface
 
@@ -210,12 +219,13 @@ def _is_ours(model: str) -> bool:
 
 
 @contextmanager
-def _refused(what: str) -> Iterator[None]:
+def _refused(what: str, errors: Errors = WRONG_INPUT) -> Iterator[None]:
     """Errors -> `CannotStart` with one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, TypeError, AssertionError) as error:
-        raise CannotStart(f"{what}: {' '.join(str(error).split())}") from error
+    except errors as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CannotStart(f"{what}: {reason}") from error
 
 
 def _search_options(arguments: argparse.Namespace) -> dict[str, Any]:

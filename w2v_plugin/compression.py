@@ -48,7 +48,8 @@ def optimize(
         Where the model shall work.
     keep_fp32 : collection of str
         Parts that stay in float32, by their names in `Wav2Vec2`, as "encoder.layers.0" or
-        "extractor.layers.1". Which ones are worth it: `int8_deviations`. CPU only.
+        "extractor.layers.1". Which ones are worth it: `int8_deviations`. It means something
+        where parts are replaced: on a CPU and without `compile`.
     compile : bool
         Leave it to `torch.compile` instead of packing; not with "int8".
 
@@ -77,16 +78,12 @@ def optimize(
     check_precision(precision, device)
     if compile and precision == "int8":
         raise ValueError('compile=True works with "fp32", "bf16" and "fp16", not with "int8".')
-    packs = device.type == "cpu" and not compile
-    if keep_fp32 and not packs:
-        raise ValueError("keep_fp32 works on a CPU and without compile=True. Leave it out.")
-    wav2vec2 = model if isinstance(model, Wav2Vec2) else model.wav2vec2
-    assert isinstance(wav2vec2, Wav2Vec2)
+    wav2vec2 = _body(model)
     if isinstance(wav2vec2.extractor, TiledExtractor):
         raise ValueError("This model is optimized already. Load it again for other options.")
     kept = _Kept(wav2vec2, keep_fp32)
     model.eval().requires_grad_(False)
-    if packs:
+    if device.type == "cpu" and not compile:
         if available():
             _pack(wav2vec2.cpu(), precision, kept)
         return model.cpu()

@@ -161,7 +161,10 @@ class Pointwise(nn.Linear):
 
 
 class ConvModule(nn.Module):
-    """Norm, gate, depthwise convolution over time, BatchNorm, swish."""
+    """Norm, gate, depthwise convolution over time, BatchNorm, swish.
+
+    In training, BatchNorm takes its statistics over all frames, padded ones included.
+    """
 
     def __init__(self, dim: int, kernel: int, dropout: float) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ import w2v_plugin
 from w2v_plugin.checkpoints import load_checkpoint
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
+from w2v_plugin.features import ConvExtractor
 from w2v_plugin.int8_files import shrink
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
@@ -138,6 +139,8 @@ def save_asr(
 def _save_encoder(
     folder: str | Path, wav2vec2: Wav2Vec2, precision: str, keep_fp32: Collection[str]
 ) -> None:
+    if not isinstance(wav2vec2.extractor, ConvExtractor):
+        raise ValueError("This model is optimized, which cannot be saved. Save it before.")
     state = plain_state(wav2vec2)
     if precision == "int8":
         state = shrink(state, keep_fp32)

@@ -11,6 +11,7 @@ grouped at will (batching.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from w2v_plugin.errors import BadAudio
 from w2v_plugin.frames import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from w2v_plugin.languages import set_language
 from w2v_plugin.loading import Interface, PathLike
-from w2v_plugin.pooling import POOLS, Layer, mix_layers, pick_layers
+from w2v_plugin.pooling import Layer, check_pool, mix_layers, pick_layers
 from w2v_plugin.pooling import pool as pool_frames
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.transcripts import Transcript
@@ -208,7 +209,7 @@ class Wav2Vec2ASR(Interface):
             paths,
             lambda wavs: self._batch_logits(wavs, chunk),
             long,
-            longest_s=float("inf") if chunk else self.windows.length_s,
+            longest_s=math.inf if chunk else self._longest_s,
             batch_s=batch_s,
             padded=not self._packs,
         )
@@ -217,13 +218,7 @@ class Wav2Vec2ASR(Interface):
         """(frames, vocab) of each waveform, on the CPU."""
         with torch.inference_mode():
             outs = self._run(wavs, chunk=chunk)
-        logits = [out.logits[0].float().cpu() for out in outs if out.logits is not None]
-        if not all(x.isfinite().all() for x in logits):
-            raise FloatingPointError(
-                f"The model gave NaN or infinity in {self.choice.precision}. Use "
-                'precision="bf16" or "fp32".'
-            )
-        return logits
+        return [out.logits[0].float().cpu() for out in outs if out.logits is not None]
 
     def _decode(self, logits: Tensor) -> list[Transcript]:
         lengths = torch.full((len(logits),), logits.shape[1])
@@ -302,7 +297,7 @@ class Wav2Vec2Encoder(Interface):
             The path, and its vectors as from `encode_file` or the `BadAudio` that says what is
             wrong with it.
         """
-        _check_pool(pool)
+        check_pool(pool)
 
         def short(wavs: list[Tensor]) -> list[Tensor]:
             return [_pooled(x, pool) for x in self._frames(wavs, layer, layer_weights)]
@@ -318,7 +313,7 @@ class Wav2Vec2Encoder(Interface):
             paths,
             short,
             long,
-            longest_s=self.windows.length_s,
+            longest_s=self._longest_s,
             batch_s=batch_s,
             padded=not self._packs,
         )
@@ -352,7 +347,7 @@ class Wav2Vec2Encoder(Interface):
             float32, (batch, frames, dim) with padded frames set to zero, or (batch, dim), or
             (batch, 2 or 4 times dim).
         """
-        _check_pool(pool)
+        check_pool(pool)
         frames = self._frames(unpad_batch(wavs, wav_lens), layer, layer_weights)
         if pool is not None:
             return torch.stack([_pooled(x, pool) for x in frames])
@@ -379,11 +374,6 @@ class Wav2Vec2Encoder(Interface):
             ].float()
             for out in outs
         ]
-
-
-def _check_pool(pool: str | None) -> None:
-    if pool not in (None, *POOLS):
-        raise ValueError(f"pool={pool!r}, expected None or one of {', '.join(map(repr, POOLS))}.")
 
 
 def _pooled(frames: Tensor, pool: str | None) -> Tensor:

@@ -7,6 +7,7 @@ work (compression.py): packed or quantized on a CPU, in the chosen precision els
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Collection
 from pathlib import Path
@@ -20,6 +21,7 @@ from w2v_plugin.audio import check_batch
 from w2v_plugin.checkpoints import AnyModel, load_checkpoint
 from w2v_plugin.compression import optimize
 from w2v_plugin.devices import Choice, choose
+from w2v_plugin.frames import HOP
 from w2v_plugin.model import Wav2Vec2, Wav2Vec2Output
 from w2v_plugin.overlap import Windows
 
@@ -173,10 +175,26 @@ class Interface(Pretrained):
         model = self.mods[self.MODULES_NEEDED[0]]
         device = self.choice.device
         if self._packs:
-            return model.forward_packed([wav.to(device, torch.float32) for wav in wavs], **options)
-        lengths = torch.tensor([len(wav) for wav in wavs], dtype=torch.float64)
-        batch = nn.utils.rnn.pad_sequence(list(wavs), batch_first=True)
-        return model(*check_batch(batch, lengths / batch.shape[1], device), **options).rows()
+            outs = model.forward_packed([wav.to(device, torch.float32) for wav in wavs], **options)
+        else:
+            lengths = torch.tensor([len(wav) for wav in wavs], dtype=torch.float64)
+            batch = nn.utils.rnn.pad_sequence(list(wavs), batch_first=True)
+            outs = model(*check_batch(batch, lengths / batch.shape[1], device), **options).rows()
+        results = [x for out in outs for x in (out.context, out.logits) if x is not None]
+        if not all(bool(x.isfinite().all()) for x in results):
+            raise FloatingPointError(
+                f"The model gave NaN or infinity in {self.choice.precision}. Use "
+                'precision="bf16" or "fp32".'
+            )
+        return outs
+
+    @property
+    def _longest_s(self) -> float:
+        """Longest audio that is not cut into windows, which count in frames of 20 ms."""
+        model = self.mods[self.MODULES_NEEDED[0]]
+        body = model if isinstance(model, Wav2Vec2) else model.wav2vec2
+        published = math.prod(body.extractor.strides) == HOP
+        return self.windows.length_s if published else math.inf
 
 
 def _check_folder(folder: Path, hparams_file: str) -> None:

@@ -218,8 +218,8 @@ def refuse_existing(path: Path) -> None:
     """CannotStart if there is something at `path`."""
     if path.exists():
         raise CannotStart(
-            f"{path}: exists already and is not overwritten. Add --resume to go on with it, or "
-            "use another --out."
+            f"{path}: exists already and is not overwritten. Remove it, use another --out, or "
+            "--resume where the command has that."
         )
 
 

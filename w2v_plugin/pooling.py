@@ -22,6 +22,12 @@ POOLS = {"mean": 1, "mean+std": 2, "statistics": 4}  # vectors of `dim` that mak
 Layer = int | Sequence[int] | Literal["all"]
 
 
+def check_pool(how: str | None) -> None:
+    """ValueError if there is no such method; None, for no pooling, is one."""
+    if how not in (None, *POOLS):
+        raise ValueError(f"pool={how!r}, expected one of {', '.join(map(repr, POOLS))}.")
+
+
 def pool(frames: Tensor, lengths: Tensor, how: str = "mean") -> Tensor:
     """Summarize the frames of each utterance in one vector.
 
@@ -54,8 +60,7 @@ def pool(frames: Tensor, lengths: Tensor, how: str = "mean") -> Tensor:
     >>> pool(frames, torch.tensor([2]), "mean+std").tolist()
     [[2.0, 1.0]]
     """
-    if how not in POOLS:
-        raise ValueError(f"pool={how!r}, expected one of {', '.join(map(repr, POOLS))}.")
+    check_pool(how)
     _check_lengths(frames, lengths)
     batch, size = len(frames), frames.shape[-2]
     between = [1] * (frames.dim() - 3)

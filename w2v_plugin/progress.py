@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+BAR = "{n_fmt}/{total_fmt} files |{bar}| {elapsed} < {remaining}{postfix}"
+
+
 class Progress:
     """Counts files and seconds of audio while a command works on them.
 
@@ -36,7 +39,7 @@ class Progress:
         self.failed: list[str] = []
         self._start = time.perf_counter()
         hidden = total < 2 or not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, unit="file", disable=hidden, leave=False)
+        self._bar = tqdm(total=total, initial=done, disable=hidden, leave=False, bar_format=BAR)
 
     @property
     def status(self) -> int:
@@ -46,7 +49,9 @@ class Progress:
     def add(self, seconds: float) -> None:
         """One more file, so many seconds long."""
         self.seconds += seconds
-        self._bar.set_postfix_str(self._speed(), refresh=False)
+        self._bar.set_postfix_str(
+            f"{_duration(self.seconds)} audio, {self._speed()}", refresh=False
+        )
         self._bar.update()
 
     def fail(self, reason: str) -> None:
@@ -70,12 +75,12 @@ class Progress:
             parts.append(f"{self.done} of them done before")
         if self.failed:
             parts.append(f"{len(self.failed)} could not be used")
-        return f"{', '.join(parts)}; {self._speed()}"
+        passed = _duration(time.perf_counter() - self._start)
+        audio = f"{_duration(self.seconds)} audio in {passed}, {self._speed()}"
+        return f"{', '.join(parts)}; {audio}"
 
     def _speed(self) -> str:
-        passed = time.perf_counter() - self._start
-        speed = f"{self.seconds / passed:.3g} x real time"
-        return f"{_duration(self.seconds)} audio in {_duration(passed)}, {speed}"
+        return f"{self.seconds / (time.perf_counter() - self._start):.3g} x real time"
 
 
 def _duration(seconds: float) -> str:

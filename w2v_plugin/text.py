@@ -212,6 +212,20 @@ class CharVocabulary(CTCTextEncoder):
         """Text of collapsed tokens (no blanks, no repeats); special symbols are dropped."""
         return " ".join("".join(self.decode_ndim(tokens)).split())
 
+    def load(self, path: str | Path) -> None:
+        """As in `CTCTextEncoder`, but a damaged file is an error wherever it is loaded from.
+
+        SpeechBrain's loaders take a ValueError for "there is no such file" and go on with the
+        vocabulary that was there before, so it must be another one.
+        """
+        try:
+            super().load(path)
+        except (ValueError, SyntaxError) as error:
+            raise RuntimeError(
+                f"{path}: damaged, no vocabulary can be read from it. Copy it again from the "
+                "folder that training wrote."
+            ) from error
+
     def decode_ndim(self, x: Any) -> Any:
         """As in `CTCTextEncoder`, but with a space for `|` and nothing for special symbols."""
         label = super().decode_ndim(x)
