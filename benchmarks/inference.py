@@ -4,8 +4,6 @@ Every table comes from one run on one machine, all variants load the same random
 ratio is that of two times of the same round (rounds run all variants in shuffled order), so what
 disturbs the machine disturbs both. Memory and loading are measured in fresh processes. Writes its
 sections of benchmarks/RESULTS.md. Close everything else first: about 40 minutes on two cores.
-
-With --asr MODEL MANIFEST it also says what each precision costs a *trained* model in WER.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from pathlib import Path
 
 import measure
 import torch
-from peers import PEERS, make_checkpoint
+from peers import PEERS, make_checkpoint, onnx_files
 from torch import Tensor
 
 REFERENCE = "transformers sdpa"
@@ -36,7 +34,6 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--asr", nargs=2, metavar=("MODEL", "MANIFEST"), help="WER per precision")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -48,8 +45,6 @@ def main() -> None:
         make_checkpoint(folder)
         for name in arguments.only:
             SECTIONS[name](folder, arguments.rounds)
-    if arguments.asr:
-        asr_section(*arguments.asr)
 
 
 def work(task: str, allocator: str = "default", threads: int = 1, **options: object) -> dict:
@@ -119,6 +114,11 @@ def memory_section(folder: Path, rounds: int) -> None:
     """Resident weights and peak of one 10 s forward, a fresh process each."""
     files = {name: size(folder / "model.safetensors") for name in PEERS}
     files["w2v_plugin int8"] = int8_file(folder)
+    work("make_onnx", folder=str(folder))
+    for name, path in zip(
+        ("onnxruntime fp32", "onnxruntime dynamic INT8"), onnx_files(folder), strict=True
+    ):
+        files[name] = size(path)
     entries = {
         name: work("memory_file", folder=str(folder), name=name) | {"file": files[name]}
         for name in PEERS
@@ -145,6 +145,11 @@ def size(path: Path) -> float:
     return sum(p.stat().st_size for p in files) / 2**20
 
 
+def make_onnx(folder: str) -> dict:
+    onnx_files(Path(folder))
+    return {}
+
+
 def int8_file(folder: Path) -> float:
     from w2v_plugin.conversion import convert
 
@@ -167,13 +172,14 @@ def memory_file(folder: str, name: str) -> dict:
 
 def import_everything() -> None:
     """So that libraries do not count as weights: loads and runs a tiny model of each."""
+    import onnxruntime
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
     import w2v_plugin.checkpoints
     from w2v_plugin.compression import optimize
     from w2v_plugin.model import Wav2Vec2
 
-    assert w2v_plugin.checkpoints
+    assert w2v_plugin.checkpoints and onnxruntime
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
     tiny = Wav2Vec2ForCTC(Wav2Vec2Config(**shape, num_attention_heads=2)).eval()
     mine = Wav2Vec2(dim=32, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7)
@@ -192,20 +198,25 @@ def loading_section(folder: Path, rounds: int) -> None:
             if i:
                 entries[name].append(entry)
     weights = size(folder / "model.safetensors")
-    reference = [entry["seconds"] for entry in entries["transformers"]]
     rows = []
     for name in loaders:
-        seconds = [entry["seconds"] for entry in entries[name]]
-        ratio, low, high = measure.ratios(seconds, reference)
+        cells = [name]
+        for what in ("seconds", "touched"):
+            seconds, reference = ([e[what] for e in entries[n]] for n in (name, "transformers"))
+            ratio, low, high = measure.ratios(seconds, reference)
+            median = statistics.median(seconds)
+            cells += [f"{median:.2f}", f"{ratio:.2f}", f"{low:.2f}-{high:.2f}"]
         peak = statistics.median(entry["peak"] for entry in entries[name])
-        speed = f"{statistics.median(seconds):.2f}", f"{ratio:.2f}", f"{low:.2f}-{high:.2f}"
-        rows.append([name, *speed, f"{peak:.0f}", f"{peak / weights:.2f}"])
-    header = ["loader", "median s", "ratio", "range", "peak MiB", "of the weights"]
+        rows.append([*cells, f"{peak:.0f}", f"{peak / weights:.2f}"])
+    header = ["loader", "median s", "ratio", "range", "until read, s", "ratio", "range"]
+    header += ["peak MiB", "of the weights"]
     measure.write_section(
         "Loading a BASE checkpoint (safetensors, float32)",
         f"`python benchmarks/inference.py --only loading --rounds {rounds}`. "
-        f"{measure.circumstances()} A fresh process each, libraries imported before; peak is the "
-        f"highest memory during loading less that before.\n\n{measure.table(header, rows)}",
+        f"{measure.circumstances()} A fresh process each, libraries imported before. transformers "
+        "maps the file and reads it when it is used, we read it at once; so also the time until "
+        "every weight was read. Peak: highest memory until then, less that before.\n\n"
+        f"{measure.table(header, rows)}",
     )
 
 
@@ -217,9 +228,17 @@ def load(folder: str, name: str) -> dict:
     import_everything()
     loader = {"transformers": Wav2Vec2ForCTC.from_pretrained, "w2v_plugin": load_checkpoint}[name]
     before = measure.resident_mib()
-    begin = time.perf_counter()
-    peak = measure.peak_mib(lambda: loader(folder))
-    return {"seconds": time.perf_counter() - begin, "peak": peak - before}
+    seconds = []
+
+    def run() -> None:
+        begin = time.perf_counter()
+        model = loader(folder)
+        seconds.append(time.perf_counter() - begin)
+        sum(float(p.detach().sum()) for p in model.parameters())
+        seconds.append(time.perf_counter() - begin)
+
+    peak = measure.peak_mib(run)
+    return {"seconds": seconds[0], "touched": seconds[1], "peak": peak - before}
 
 
 # --- batches of mixed lengths --------------------------------------------------------------------
@@ -338,36 +357,6 @@ def memory_batch(folder: str, name: str) -> dict:
         return {"peak": measure.peak_mib(lambda: job(wavs)) - resident}
 
 
-# --- accuracy of a trained model -----------------------------------------------------------------
-
-
-def asr_section(model: str, manifest: str) -> None:
-    """WER and CER per precision, the same files."""
-    import jiwer
-
-    from w2v_plugin.interfaces import Wav2Vec2ASR
-    from w2v_plugin.manifests import read_manifest
-    from w2v_plugin.text import normalize_text
-
-    rows_in = list(read_manifest(manifest))
-    rows = []
-    for precision in ("fp32", "bf16", "int8"):
-        options = {"device": "cpu", "precision": precision}
-        asr = Wav2Vec2ASR.from_hparams(model, run_opts=options)
-        references = [normalize_text(row["wrd"], asr.tokenizer.letters) for row in rows_in]
-        begin = time.perf_counter()
-        texts = [text for _, text in asr.transcribe_files([row["wav"] for row in rows_in])]
-        seconds = time.perf_counter() - begin
-        wer, cer = jiwer.wer(references, texts), jiwer.cer(references, texts)
-        rows.append([precision, f"{100 * wer:.2f}", f"{100 * cer:.2f}", f"{seconds:.1f}"])
-    measure.write_section(
-        f"WER per precision, {Path(model).parent.name}",
-        f"`python benchmarks/inference.py --only --asr {model} {manifest}`. "
-        f"{measure.circumstances()} {len(rows_in)} files, greedy.\n\n"
-        f"{measure.table(['precision', 'WER %', 'CER %', 'seconds'], rows)}",
-    )
-
-
 SECTIONS = {
     "file": file_section,
     "memory": memory_section,
@@ -377,6 +366,7 @@ SECTIONS = {
 WORKERS = {
     "time_file": time_file,
     "memory_file": memory_file,
+    "make_onnx": make_onnx,
     "load": load,
     "time_batch": time_batch,
     "memory_batch": memory_batch,

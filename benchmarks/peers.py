@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,7 @@ def transformers_dynamic_int8(folder: Path) -> Forward:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    quantized = copy.deepcopy(quantized)  # lets go of the mapped file
     return lambda wavs: quantized(wavs).logits
 
 
@@ -123,25 +124,26 @@ def fairseq_arithmetic(folder: Path) -> Forward:
 
 def onnx_fp32(folder: Path) -> Forward:
     """Our ONNX export in onnxruntime."""
-    from w2v_plugin.onnx_export import export_onnx
-
-    with tempfile.TemporaryDirectory() as parent:
-        export_onnx(_loaded(folder), path := Path(parent, "model.onnx"))
-        return _onnx_session(path)
+    return _onnx_session(onnx_files(folder)[0])
 
 
 def onnx_int8(folder: Path) -> Forward:
     """The same with onnxruntime's dynamic quantization of matrix products."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    return _onnx_session(onnx_files(folder)[1])
 
-    from w2v_plugin.onnx_export import export_onnx
 
-    with tempfile.TemporaryDirectory() as parent:
-        export_onnx(_loaded(folder), whole := Path(parent, "model.onnx"))
+def onnx_files(folder: Path) -> tuple[Path, Path]:
+    """float32 and INT8 files, made once: who only loads them shall not pay for their making."""
+    whole, small = folder / "model.onnx", folder / "int8.onnx"
+    if not small.is_file():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        from w2v_plugin.onnx_export import export_onnx
+
+        export_onnx(_loaded(folder), whole)
         options = {"per_channel": True, "weight_type": QuantType.QInt8}
-        small = Path(parent, "int8.onnx")
         quantize_dynamic(whole, small, op_types_to_quantize=["MatMul"], **options)
-        return _onnx_session(small)
+    return whole, small
 
 
 def _onnx_session(path: Path) -> Forward:

@@ -67,6 +67,12 @@ def test_a_rate_that_shares_nothing_with_ours() -> None:
     torch.testing.assert_close(feed(wav, 997, [200]), resample(wav, 997), rtol=0, atol=1e-6)
 
 
+def test_a_filter_that_fits_nowhere_is_refused() -> None:
+    """A damaged header may claim any rate; its filter would take 25 GB."""
+    with pytest.raises(BadAudio, match=r"399989 Hz has too little in common with 16000 Hz"):
+        Resampler(399989)
+
+
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_samples_come_as_soon_as_they_are_certain(rate) -> None:
     """At most two units (40 ms) are held back."""

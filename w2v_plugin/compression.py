@@ -100,6 +100,13 @@ def _body(model: nn.Module) -> Wav2Vec2:
     return body
 
 
+_SUPPORTED: dict[str, Callable[[], bool]] = {  # on a CPU with the kernels
+    "int8": lambda: True,
+    "bf16": lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    "fp16": lambda: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """ValueError if there is no such precision or the device cannot do it."""
     if precision not in PRECISIONS:
@@ -108,12 +115,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         return
     if precision == "int8" and device.type != "cpu":
         raise ValueError(f'precision="int8" works on a CPU, not on {device}. Use "fp16" there.')
-    supported: dict[str, Callable[[], bool]] = {
-        "int8": available,
-        "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    if device.type == "cpu" and not (available() and supported[precision]()):
+    if device.type == "cpu" and not (available() and _SUPPORTED[precision]()):
         raise ValueError(
             f'precision="{precision}": this CPU has no instructions for it. Use "fp32".'
         )
