@@ -266,7 +266,8 @@ def batch_section(folder: Path, rounds: int) -> None:
         f"`python benchmarks/inference.py --only batch --rounds {rounds}`. "
         f"{measure.circumstances()} 1 thread, default allocator. Ratios: time over that of "
         "transformers doing the same work file by file, as one padded batch, and padded to 16 s "
-        "in batches of 8; ours packed, at most 60 s at a time. Peak: above resident, in a fresh process. Worst deviation: of a file's "
+        "in batches of 8; ours packed, at most 60 s at a time. Peak: above resident, in a fresh "
+        "process. Worst deviation: of a file's "
         "logits from those of the same variant for the file alone.\n\n"
         f"{measure.table(header, rows)}",
     )
