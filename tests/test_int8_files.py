@@ -82,6 +82,8 @@ def test_a_folder_is_a_quarter_and_transcribes_alike(model, tmp_path) -> None:
         got = asr.mods["model"](WAVS).logits
     assert relative(got, exact) < 0.1
     assert relative(got, direct) < 0.05
+    auto = Wav2Vec2ASR.from_hparams(tmp_path / "small", run_opts=CPU | {"precision": "auto"})
+    assert str(auto.choice) == "cpu, int8 (as the weights are stored)"
     full = Wav2Vec2ASR.from_hparams(tmp_path / "small", run_opts=CPU | {"precision": "fp32"})
     assert full.choice.precision == "fp32"
     assert relative(full.mods["model"](WAVS).logits, exact) < 0.05

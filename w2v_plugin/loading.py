@@ -58,7 +58,13 @@ class Interface(Pretrained):
             key: hparams[key] for key in ("precision", "keep_fp32") if key in hparams
         }
         options |= run_opts or {}
-        self.choice = choose(options.pop("device", None), options.pop("precision", "fp32"))
+        asked = options.pop("precision", "fp32")
+        self.choice = choose(options.pop("device", None), asked)
+        if (asked, hparams.get("precision")) == (
+            "auto",
+            "int8",
+        ) and self.choice.device.type == "cpu":
+            self.choice = Choice(self.choice.device, "int8", "as the weights are stored")
         keep_fp32 = options.pop("keep_fp32", ())
         self._compiled = options.pop("compile", False)
         model = modules[self.MODULES_NEEDED[0]]
