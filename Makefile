@@ -35,6 +35,7 @@ check: install  ## formatting, lint, types, spelling
 
 bench: install  ## speed against named peers; writes benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/pretraining.py
 

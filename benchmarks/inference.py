@@ -136,7 +136,9 @@ def memory_section(folder: Path, rounds: int) -> None:
         f"`python benchmarks/inference.py --only memory`. {measure.circumstances()} Resident: "
         "memory of a fresh process after loading, less that before (libraries imported). Peak: "
         "highest during the forward, less resident. Default allocator, 1 thread. File: what the "
-        f"variant was loaded from; INT8's own file is that of `w2v convert --precision int8`.\n\n"
+        f"variant was loaded from; INT8's own file is that of `w2v convert --precision int8`. "
+        "PyTorch's dynamic INT8 is made in the measured process: read its residue as an upper "
+        "bound.\n\n"
         f"{measure.table(header, rows)}",
     )
 
