@@ -128,20 +128,12 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """`w2v export`."""
-    from w2v_plugin.checkpoints import load_checkpoint, load_vocabulary
-    from w2v_plugin.conversion import open_folder
+    from w2v_plugin.conversion import open_any
     from w2v_plugin.onnx_export import export_onnx
 
-    source, language = arguments.source, arguments.language
     model: Any
     with _refused("cannot export"):
-        vocabulary = None
-        if _is_ours(source):
-            model, vocabulary = open_folder(source)
-        else:
-            model = load_checkpoint(source, language=language)
-            if isinstance(model, w2v_plugin.Wav2Vec2CTC):
-                vocabulary = load_vocabulary(source, model, language)
+        model, vocabulary = open_any(arguments.source, arguments.language)
         report = model.load_report
         if vocabulary is None:  # heads of pretraining stay behind
             model = getattr(model, "wav2vec2", model)

@@ -74,7 +74,7 @@ def convert(
         raise ValueError(f'precision={precision!r} is a format of ours only: add to="ours".')
     small: dict[str, Any] = {"precision": precision, "keep_fp32": keep_fp32}
     with new_folder(folder) as new:  # first of all: it may be refused
-        model, vocabulary = _open(source, language)
+        model, vocabulary = open_any(source, language)
         if to == "hf":
             export_hf(model, new, vocabulary)
         elif isinstance(model, Wav2Vec2CTC) and vocabulary is not None:
@@ -84,8 +84,27 @@ def convert(
     return vars(model)["load_report"]
 
 
-def _open(source: str | Path, language: str | None) -> tuple[AnyModel, CharVocabulary | None]:
-    """A model, and the vocabulary of a CTC head."""
+def open_any(
+    source: str | Path, language: str | None = None
+) -> tuple[AnyModel, CharVocabulary | None]:
+    """A model of any kind, and the vocabulary of a CTC head.
+
+    Parameters
+    ----------
+    source, language
+        See `convert`.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pretrained(
+    ...         folder, Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7)
+    ...     )
+    ...     model, vocabulary = open_any(folder)
+    >>> type(model).__name__, vocabulary
+    ('Wav2Vec2', None)
+    """
     if (Path(source) / "hyperparams.yaml").is_file():
         return open_folder(source)
     model = load_checkpoint(source, language=language)
