@@ -71,7 +71,7 @@ def _existing(name: str) -> torch.device:
             import torch_xla  # noqa: F401 (makes the device known)
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = re.split(r"[.;]?\s*\n|[.;]\s", str(error))[0]  # some go on for pages
         raise ValueError(
             f"device={name!r} cannot be used here ({reason}). "
