@@ -378,7 +378,9 @@ def test_embed_writes_what_the_encoder_gives(capsys, model, sounds, tmp_path, ki
 )
 def test_layers_pools_and_formats(capsys, model, sounds, tmp_path, options, shape, axes):
     """One file for all, under the names of the files."""
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip(
+        "pyarrow.parquet", reason="an optional package: extra onnx or parquet"
+    )
     command = ("embed", sounds[0], "--model", model / "asr", *FP32, *options)
     status, out, _ = run(capsys, *command, "--format", "npz", "--out", tmp_path / "all.npz")
     assert status == 0 and [line.split("\t")[1] for line in out] == ["a", "b", "sub/a"]
@@ -431,8 +433,10 @@ def test_convert(capsys, model, sounds, tmp_path):
 
 def test_export(capsys, model, tmp_path, monkeypatch):
     """CTC models with their vocabulary, others without heads; nothing is overwritten."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip(
+        "onnxruntime", reason="an optional package: extra onnx or parquet"
+    )
+    pytest.importorskip("onnxscript", reason="an optional package: extra onnx or parquet")
     file = tmp_path / "asr.onnx"
     status, out, _ = run(capsys, "export", model / "hf", file)
     assert status == 0 and "tensors read" in out[1] and str(file) in out[-1]

@@ -269,8 +269,10 @@ def test_optimized_models_give_the_same_answers(kind: str) -> None:
 
 
 def test_onnx_gives_the_same_answers(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip(
+        "onnxruntime", reason="an optional package: extra onnx or parquet"
+    )
+    pytest.importorskip("onnxscript", reason="an optional package: extra onnx or parquet")
     model = make("relative", layers=1)
     export_onnx(model, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

@@ -21,9 +21,11 @@ from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer
 from w2v_plugin.text import CharVocabulary
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx", reason="an optional package: extra onnx or parquet")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="an optional package: extra onnx or parquet"
+)
+pytest.importorskip("onnxscript", reason="an optional package: extra onnx or parquet")
 
 SMALL: dict[str, Any] = {
     "dim": 32,
