@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import measure
@@ -27,6 +25,7 @@ from torch import Tensor
 
 REFERENCE = "transformers sdpa"
 TEN_SECONDS = 160_000
+work = partial(measure.work, __file__)
 
 
 def main() -> None:
@@ -46,14 +45,6 @@ def main() -> None:
         make_checkpoint(folder)
         for name in arguments.only:
             SECTIONS[name](folder, arguments.rounds)
-
-
-def work(task: str, allocator: str = "default", threads: int = 1, **options: object) -> dict:
-    """Run a worker in a fresh process."""
-    script = [sys.executable, "-W", "ignore", __file__, "--worker", task, json.dumps(options)]
-    environment = os.environ | measure.ALLOCATORS[allocator] | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(script, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def speech_like(samples: int) -> Tensor:

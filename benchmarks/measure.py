@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import platform
 import random
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +58,16 @@ def peak_mib(job: Callable[[], object]) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     job()
     return _status("VmHWM")
+
+
+def work(
+    script: str, task: str, allocator: str = "default", threads: int = 1, **options: object
+) -> dict:
+    """What the worker of a script says (JSON in its last line), in a fresh process."""
+    command = [sys.executable, "-W", "ignore", script, "--worker", task, json.dumps(options)]
+    environment = os.environ | ALLOCATORS[allocator] | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _status(field: str) -> float:

@@ -102,19 +102,23 @@ class FairseqArithmetic(nn.Module):
         y = F.conv1d(x.transpose(1, 2), weight, bias, padding=64, groups=16)[..., :-1]
         x = body.encoder.layer_norm(x + F.gelu(y).transpose(1, 2)).transpose(0, 1)
         for layer in body.encoder.layers:
-            x = layer.layer_norm(x + self.attention(x, layer.attention))
+            x = layer.layer_norm(x + fairseq_attention(x, layer.attention))
             y = F.gelu(layer.feed_forward.intermediate_dense(x))
             x = layer.final_layer_norm(x + layer.feed_forward.output_dense(y))
         return self.hf.lm_head(x.transpose(0, 1))
 
-    def attention(self, x: Tensor, a: nn.Module) -> Tensor:
-        return F.multi_head_attention_forward(
-            x, x, x, a.embed_dim, a.num_heads, None,
-            torch.cat([a.q_proj.bias, a.k_proj.bias, a.v_proj.bias]), None, None, False, 0.0,
-            a.out_proj.weight, a.out_proj.bias, training=False, need_weights=False,
-            use_separate_proj_weight=True, q_proj_weight=a.q_proj.weight,
-            k_proj_weight=a.k_proj.weight, v_proj_weight=a.v_proj.weight,
-        )[0]  # fmt: skip
+
+def fairseq_attention(
+    x: Tensor, a: nn.Module, padding: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """(time, batch, channels) through PyTorch's attention function, with transformers' weights."""
+    return F.multi_head_attention_forward(
+        x, x, x, a.embed_dim, a.num_heads, None,
+        torch.cat([a.q_proj.bias, a.k_proj.bias, a.v_proj.bias]), None, None, False, dropout,
+        a.out_proj.weight, a.out_proj.bias, training=dropout > 0, key_padding_mask=padding,
+        need_weights=False, use_separate_proj_weight=True, q_proj_weight=a.q_proj.weight,
+        k_proj_weight=a.k_proj.weight, v_proj_weight=a.v_proj.weight,
+    )[0]  # fmt: skip
 
 
 def fairseq_arithmetic(folder: Path) -> Forward:

@@ -21,13 +21,13 @@ from typing import Any
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.distributed import ddp_init_group, run_on_main
+from speechbrain.utils.distributed import run_on_main
 
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.brains import CTCBrain
 from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_pretrained, save_asr
-from w2v_plugin.training import leave_group
+from w2v_plugin.launch import join_group, leave_group
 
 
 def load_data(hparams: dict[str, Any], manifest: str) -> DynamicItemDataset:
@@ -75,7 +75,7 @@ def write_results(
 def main(argv: list[str]) -> None:
     """Run the recipe with command-line arguments."""
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
-    ddp_init_group(run_opts)
+    join_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)

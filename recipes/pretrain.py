@@ -4,9 +4,13 @@
         --train_csv unlabelled.csv --valid_csv dev.csv [--output_folder runs/mine] [--key value ...]
 
 Every top-level key of the YAML can be overridden. SpeechBrain's options work too: --device cuda,
---precision bf16, --debug. On several processes: torchrun --nproc_per_node=2 recipes/pretrain.py ...
-(on CPUs add --device=cpu --distributed_backend=gloo). Started again with the same output folder,
-an interrupted run goes on where it stopped.
+--precision bf16, --debug. On several processes: torchrun --nproc_per_node=2
+recipes/pretrain.py ... (on CPUs add --device=cpu --distributed_backend=gloo); on several machines:
+recipes/cluster/pretrain.slurm. Started again with the same output folder, an interrupted run goes
+on where it stopped.
+
+First it prints what the run will cost (audio per update, passes, time and memory, measured by a
+trial that leaves no trace); --dry_run ends there.
 
 Writes into <output_folder>: model/ (what fine-tuning reads), warm_start/ (the same before the
 contrastive stage, for comparison), steps.jsonl, curves.png, tensorboard/, train_log.txt, save/.
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,22 +29,30 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.distributed import ddp_init_group, run_on_main
+from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.logger import get_logger
+from torch.utils.data import Dataset
 
 from w2v_plugin.brains import PretrainBrain, WarmStartBrain
-from w2v_plugin.data import collate, crop, speech_dataset
+from w2v_plugin.continuation import start_from
+from w2v_plugin.cost import measure, plan
+from w2v_plugin.data import speech_dataset, training_loader
 from w2v_plugin.folders import save_pretrained
-from w2v_plugin.frames import SAMPLE_RATE
-from w2v_plugin.training import StepBrain, leave_group, tri_stage
+from w2v_plugin.launch import join_group, leave_group
+from w2v_plugin.ranks import distributed
+from w2v_plugin.shards import pretraining_speech
+from w2v_plugin.training import StepBrain, tri_stage
 from w2v_plugin.warm_start import MelRegression
+from w2v_plugin.whole_checkpoints import WholeCheckpointer
+
+logger = get_logger(__name__)
 
 
 def warm_start(
     hparams: dict[str, Any],
     run_opts: dict[str, Any],
-    train: DynamicItemDataset,
+    train: Dataset,
     valid: DynamicItemDataset,
 ) -> None:
     """Log-mel regression, then start the quantizer from what it found."""
@@ -62,48 +75,68 @@ def warm_start(
         opt_class=hparams["opt_class"],
         hparams=settings,
         run_opts=run_opts,
-        checkpointer=Checkpointer(folder / "save", {"model": regression, "counter": counter}),
+        checkpointer=WholeCheckpointer(folder / "save", {"model": regression, "counter": counter}),
     )
     brain.fit_on(train, valid)
     brain.on_evaluate_start(min_key="loss")  # a finished warm start is only loaded
-    init_quantizer(regression, hparams, train)
     regression.release()
-    run_on_main(save_pretrained, args=[folder, hparams["wav2vec2"]])
+    if hparams["init_codes"]:
+        init_codes(hparams, train, regression.directions)
+    run_on_main(save_pretrained, args=[folder, hparams["model"]])
 
 
-@torch.no_grad()
-def init_quantizer(
-    regression: MelRegression, hparams: dict[str, Any], train: DynamicItemDataset
+def init_codes(
+    hparams: dict[str, Any],
+    train: Dataset,
+    directions: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """Start codes from the latents of some training audio."""
-    device = regression.head.weight.device
+    device = hparams["wav2vec2"].mask_embedding.device
     torch.manual_seed(hparams["seed"])
-    chosen = torch.randperm(len(train))[:64].tolist()
-    wavs, wav_lens = collate([train[i] for i in chosen]).to(device).sig
-    wavs, wav_lens = crop(wavs, wav_lens, 4 * SAMPLE_RATE)
-    wav2vec2 = hparams["wav2vec2"]
-    latents, lengths = wav2vec2.extract(wavs, wav_lens)
-    rows = zip(wav2vec2.projection.norm(latents), lengths.tolist(), strict=True)
-    normed = torch.cat([row[:length] for row, length in rows])
-    quantizer = hparams["quantizer"].to(device)
-    quantizer.init_from_data(normed, regression.directions(normed))
+    (batch,) = training_loader(train, batch_s=256, crop_s=4, batches=1, seed=hparams["seed"])
+    hparams["model"].to(device).init_codes(batch.to(device).sig.data, directions=directions)
+
+
+def start(hparams: dict[str, Any]) -> bool:
+    """Go on from the checkpoint `start_from`; whether its codes are taken over, too."""
+    model = hparams["model"]
+    taken = start_from(model, hparams["start_from"])
+    hparams["wav2vec2"], hparams["quantizer"] = model.wav2vec2, model.quantizer
+    return taken
 
 
 def main(argv: list[str]) -> None:
     """Run the recipe with command-line arguments."""
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
-    ddp_init_group(run_opts)
+    join_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    train = speech_dataset(
-        hparams["train_csv"], max_s=hparams["max_s"], keep_audio=hparams["keep_audio"]
+    taken = hparams["start_from"] is not None and start(hparams)
+    train = pretraining_speech(
+        hparams["train_csv"],
+        shard_urls=hparams["shard_urls"],
+        keep_audio=hparams["keep_audio"],
+        min_s=hparams["min_s"],
+        temperature=hparams.get("sampling_temperature", 1.0),
+        seed=hparams["seed"],
+        ranks=torch.distributed.get_world_size() if distributed() else 1,
     )
+    logger.info("Corpora\n%s", train.mixture)
     valid = speech_dataset(
         hparams["valid_csv"], max_s=hparams["max_s"], keep_audio=hparams["keep_audio"]
     )
-    if hparams["warm_start_updates"] > 0:
+    hours = train.mixture.seconds / 3600
+    if hparams["compile_layers"]:  # one layer at a time: compiled once for all, for any length
+        for layer in hparams["wav2vec2"].encoder.layers:
+            layer.compile(dynamic=True)
+    logger.info("The plan\n%s", plan(hparams, hours, measure(PretrainBrain, hparams, run_opts)))
+    if hparams["dry_run"] is not False:  # a bare --dry_run arrives as None
+        return
+    if hparams["warm_start_updates"] > 0 and hparams["start_from"] is None:
         warm_start(hparams, run_opts, train, valid)
+    elif hparams["init_codes"] and not taken:
+        init_codes(hparams, train)
     brain = PretrainBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -114,7 +147,7 @@ def main(argv: list[str]) -> None:
     brain.fit_on(train, valid)
     brain.on_evaluate_start(max_key="accuracy")
     folder = Path(hparams["output_folder"])
-    run_on_main(save_pretrained, args=[folder / "model", hparams["wav2vec2"]])
+    run_on_main(save_pretrained, args=[folder / "model", hparams["model"]])
     run_on_main(write_results, args=[folder, brain])
 
 

@@ -6,10 +6,12 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from w2v_plugin.attention import ChunkConfig, SelfAttention, attention_mask
+from w2v_plugin.attention import ChunkConfig, SelfAttention, attend_by_heads, attention_mask
 from w2v_plugin.frames import valid_frames
+from w2v_plugin.linear import keep_mask
 
 CPU = torch.device("cpu")
 GRID = [(1, None), (1, 0), (1, 3), (4, None), (4, 0), (4, 2), (4, 100), (5, 7), (12, 0), (99, 0)]
@@ -121,3 +123,38 @@ def test_chunks_know_their_milliseconds_and_do_not_change() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="dim=10 is not divisible by heads=4"):
         SelfAttention(10, 4)
+
+
+# --- head by head --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("chunk", [None, ChunkConfig(5, 7)])
+def test_head_by_head_is_the_fused_kernel(padded: bool, chunk: ChunkConfig | None) -> None:
+    """Values and gradients without dropout, with every kind of mask."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 37, 8, requires_grad=True) for _ in range(3))
+    valid = torch.arange(37) < torch.tensor([[37], [20]]) if padded else None
+    mask = attention_mask(valid, 37, chunk, q.device)
+    pair = attend_by_heads(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(*pair, rtol=0, atol=1e-6)  # float32, values of order 1
+    direction = torch.randn(2, 3, 37, 8)
+    gradients = (torch.autograd.grad(y, (q, k, v), direction) for y in pair)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)  # of order 1, sums over 37 frames
+
+
+def test_head_by_head_dropout_is_dropout_on_the_weights() -> None:
+    """The same mask in plain PyTorch gives the same values and gradients."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 37, 8, requires_grad=True) for _ in range(3))
+    torch.manual_seed(3)
+    ours = attend_by_heads(q, k, v, None, 0.3)
+    torch.manual_seed(3)
+    keep, scale = keep_mask((2, 3, 37, 37), 0.3)
+    theirs = ((q @ k.mT / 8**0.5).softmax(-1) * keep * scale) @ v
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)  # float32, values of order 1
+    direction = torch.randn(2, 3, 37, 8)
+    gradients = (torch.autograd.grad(y, (q, k, v), direction) for y in (ours, theirs))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

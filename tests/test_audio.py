@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 
 import pytest
@@ -16,6 +17,7 @@ from w2v_plugin.audio import (
     check_batch,
     read_audio,
     read_blocks,
+    read_window,
     resample,
     unpad_batch,
 )
@@ -179,6 +181,76 @@ def test_less_than_a_frame(tmp_path, rate, samples) -> None:
     soundfile.write(path, noise(samples).numpy(), rate)
     with pytest.raises(BadAudio, match=r"a\.wav: 39[789] samples at 16 kHz.*400"):
         read_audio(path)
+
+
+# --- windows -------------------------------------------------------------------------------------
+
+
+def sound(folder, kind: str, rate: int, seconds: float = 7.0):
+    """A file of noise; `kind` as in its name."""
+    path = folder / f"a.{'ogg' if kind in ('opus', 'vorbis') else kind}"
+    settings = {
+        "wav": {"subtype": "FLOAT"},
+        "opus": {"format": "OGG", "subtype": "OPUS"},
+        "vorbis": {"format": "OGG", "subtype": "VORBIS"},
+    }
+    wav = noise(round(rate * seconds) + 13)
+    soundfile.write(path, wav.numpy(), rate, **settings.get(kind, {}))
+    return path
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000, 12340])
+def test_windows_are_parts_of_the_file(tmp_path, rate) -> None:
+    """Anywhere, also over the end; float32 sums in other blocks of the same filter."""
+    path = sound(tmp_path, "wav", rate)
+    whole = read_audio(path)
+    places = [(0, 1000), (0, 10**6), (1, 399), (12345, 16000), (50000, 3), (len(whole) - 500, 900)]
+    for start, samples in [*places, (len(whole) + 10, 50)]:
+        window = read_window(path, start, samples)
+        assert len(window) == len(whole[start : start + samples])
+        torch.testing.assert_close(window, whole[start : start + samples], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("flac", 0.0), ("vorbis", 1e-6), ("opus", 0.01)])
+def test_windows_of_compressed_files(tmp_path, kind, tolerance) -> None:
+    """Opus predicts from what came before: after the run-up, it is far below its own noise."""
+    path = sound(tmp_path, kind, 16000)
+    whole = read_audio(path)
+    with path.open("rb") as file:
+        for start in range(0, len(whole) - 4000, 7777):
+            expected = whole[start : start + 4000]
+            torch.testing.assert_close(
+                read_window(path, start, 4000), expected, rtol=0, atol=tolerance
+            )
+            assert torch.equal(read_window(file, start, 4000), read_window(path, start, 4000))
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_a_window_of_ten_minutes_costs_a_window(tmp_path, kind, monkeypatch) -> None:
+    """Of 600 s, less than three are decoded for two."""
+    path, decoded = sound(tmp_path, kind, 16000, 600), []
+
+    class Spy(soundfile.SoundFile):
+        def read(self, *args, **kwargs):
+            data = super().read(*args, **kwargs)
+            decoded.append(len(data))
+            return data
+
+    monkeypatch.setattr(audio.soundfile, "SoundFile", Spy)
+    assert len(read_window(path, 500 * 16000 + 77, 32000)) == 32000
+    assert sum(decoded) < 3 * 16000
+
+
+def test_errors_of_windows(tmp_path) -> None:
+    """Missing, not audio, and NaN where it is read; a name for what has none."""
+    with pytest.raises(BadAudio, match=r"b\.wav: no such file"):
+        read_window(tmp_path / "b.wav", 0, 100)
+    with pytest.raises(BadAudio, match="bytes of u7: cannot be decoded"):
+        read_window(io.BytesIO(b"no audio"), 0, 100, "bytes of u7")
+    path = broken(tmp_path, "nan")
+    assert len(read_window(path, 0, 1000)) == 1000
+    with pytest.raises(BadAudio, match=r"a\.wav: holds NaN"):
+        read_window(path, 22 * 16000 - 10, 20)
 
 
 # --- batches -------------------------------------------------------------------------------------

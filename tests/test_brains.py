@@ -111,8 +111,26 @@ def test_a_frozen_encoder_collects_no_gradients(tmp_path: Path) -> None:
 
 def test_collapse_is_called_on_enough_frames_only() -> None:
     """A batch without usable files has perplexity 1, too, and is no reason to stop."""
-    record = {"code_perplexity": 1.0, "contrastive": 0.0, "accuracy": 0.0}
-    check_collapse(record, frames=0)
-    check_collapse({**record, "code_perplexity": 2.5}, frames=1000)
-    with pytest.raises(TrainingCollapsed, match="means nothing"):
-        check_collapse(record, frames=1000)
+    record = {"code_perplexity": 1.0, "least_perplexity": 1.0, "contrastive": 0.0, "accuracy": 0.0}
+    check_collapse(record, frames=0, codes=160)
+    alive = {**record, "code_perplexity": 9.0, "least_perplexity": 8.5}
+    check_collapse(alive, frames=1000, codes=160)
+    with pytest.raises(TrainingCollapsed, match=r"means nothing.*init_codes.*stop_on_collapse"):
+        check_collapse(record, frames=1000, codes=160)
+
+
+def test_a_slow_collapse_warns_first(caplog: pytest.LogCaptureFixture) -> None:
+    """At 5 % of the codes in the poorest group, each time, and the run goes on; below 2, too, if
+    told so."""
+    record = {"code_perplexity": 40.0, "least_perplexity": 7.9, "contrastive": 3.0, "accuracy": 0.1}
+    check_collapse(record, frames=1000, codes=160)
+    check_collapse({**record, "least_perplexity": 15.9}, frames=1000, codes=320)
+    assert [r.levelname for r in caplog.records] == ["WARNING", "WARNING"]
+    assert "Few codes are left" in caplog.text and "7.90 in the poorest group" in caplog.text
+    caplog.clear()
+    check_collapse({**record, "least_perplexity": 7.9}, frames=1000, codes=40)
+    assert not caplog.records
+    gone = {**record, "code_perplexity": 1.5, "least_perplexity": 1.0}
+    for _ in range(2):
+        check_collapse(gone, frames=1000, codes=160, stop=False)
+    assert caplog.text.count("The codebook collapsed") == 2 and "Going on" in caplog.text

@@ -24,6 +24,7 @@ from w2v_plugin import (
     export_hf,
 )
 from w2v_plugin.cli import POOLS, PRECISIONS, main
+from w2v_plugin.clusters import KMeans
 from w2v_plugin.compression import PRECISIONS as KNOWN_PRECISIONS
 from w2v_plugin.folders import save_asr, save_pretrained
 from w2v_plugin.ngrams import load_ngrams
@@ -32,6 +33,7 @@ from w2v_plugin.pooling import POOLS as KNOWN_POOLS
 from w2v_plugin.quantizer import GumbelQuantizer
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.transcripts import to_ctm, to_json, to_srt, to_vtt
+from w2v_plugin.unit_models import Wav2Vec2Units
 
 CPU = {"device": "cpu"}
 FP32 = ("--device", "cpu", "--precision", "fp32")
@@ -65,6 +67,8 @@ def model(tmp_path_factory):
     save_asr(folder / "layer", Wav2Vec2CTC(layer, head=ctc.head), CharVocabulary())
     export_hf(ctc, folder / "hf")
     (folder / "hf" / "vocab.json").write_text(json.dumps(CharVocabulary().lab2ind))
+    quantizer = GumbelQuantizer(16, codes=20, dim=8)
+    save_pretrained(folder / "units", Wav2Vec2Pretraining(ctc.wav2vec2, quantizer, dim=8))
     return folder
 
 
@@ -460,6 +464,82 @@ def test_export(capsys, model, tmp_path, monkeypatch):
     assert exported == [(Wav2Vec2CTC, True), (Wav2Vec2, False), (Wav2Vec2, False)]
 
 
+def units(capsys, model, *arguments):
+    """`w2v units` on the CPU in float32."""
+    return run(capsys, "units", *arguments, "--model", model, *FP32)
+
+
+def test_units_of_every_kind(capsys, model, sounds):
+    """Joint, of a group, of k-means; as a text, as JSON, with equal neighbors as one."""
+    path = sounds[1][0]
+    found = Wav2Vec2Units.from_hparams(source=model / "units", run_opts=CPU)
+    codes = found.encode_file(path)
+    joint = 20 * codes[:, 0] + codes[:, 1]
+    kmeans = KMeans(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), layer=1)
+    kmeans.save(model / "k.safetensors")
+    found.use(kmeans)
+    clusters = found.encode_file(path)[:, 0]
+    cases = {(): joint, ("--group", "joint"): joint, ("--group", "1"): codes[:, 1]}
+    cases[("--kmeans", model / "k.safetensors")] = clusters
+    for options, expected in cases.items():
+        status, out, err = units(capsys, model / "units", path, *options)
+        assert (status, out) == (0, [" ".join(map(str, expected))])
+        assert f" used in {len(codes)} frames; 50/s x " in err[-1]
+        status, out, _ = units(capsys, model / "units", path, *options, "--format", "json")
+        record = {"path": str(path), "duration": 0.485, "units": expected.tolist()}
+        assert (status, json.loads(out[0])) == (0, record)
+        short = ("--dedup", "--format", "json")
+        record = json.loads(units(capsys, model / "units", path, *options, *short)[1][0])
+        assert np.repeat(record["units"], record["durations"]).tolist() == expected.tolist()
+    status, out, err = units(capsys, model / "units", sounds[0], "--dedup")
+    assert [line.split("\t")[0] for line in out] == sorted(map(str, sounds[1]))
+    pairs = [pair.split(":") for pair in out[1].split("\t")[1].split()]
+    assert [int(unit) for unit, n in pairs for _ in range(int(n))] == joint.tolist()
+    assert err[-3].startswith("w2v: group 0: ") and " of 20 codes used, " in err[-2]
+
+
+def test_units_are_resumed(capsys, model, many, tmp_path):
+    """To the bytes and the counts of an unbroken run; other units are refused."""
+    out = tmp_path / "out"
+    command = (model / "units", many, "--dedup", "--out", out, "--batch-s", "1")
+    status, _, err = units(capsys, *command)
+    whole = out.read_bytes()
+    assert status == 1 and len(whole.splitlines()) == 6 and "1.wav: cannot" in err[1]
+    counts = err[-3:]
+    for part in (0.3, 0.8, 1.0):
+        out.write_bytes(whole[: round(part * len(whole))])
+        status, lines, err = units(capsys, *command, "--resume")
+        assert (status, lines, err[-3:]) == (1, [], counts) and out.read_bytes() == whole
+    assert "of them done before" in err[-4]
+    refused = units(capsys, *command, "--resume", "--group", "0")
+    assert refused[0] == 2 and "with another --model, --group" in refused[2][-1]
+    refused = units(capsys, *command[:2], "--out", out, "--resume")
+    assert refused[0] == 2 and "with --dedup as before?" in refused[2][-1]
+    assert out.read_bytes() == whole
+
+
+def test_units_that_there_are_not(capsys, model, sounds, tmp_path):
+    """One line, before anything is written."""
+    path, out = sounds[1][0], tmp_path / "out"
+    (tmp_path / "other").write_text("no clusters")
+    KMeans(torch.zeros(3, 9), 1).save(tmp_path / "narrow")
+    cases = {
+        (model / "asr",): "this model has no quantizer",
+        (model / "units", "--group", "2"): "there are 2 groups",
+        (model / "units", "--kmeans", tmp_path / "gone"): "no such file",
+        (model / "units", "--kmeans", tmp_path / "other"): "no k-means of ours",
+        (model / "units", "--kmeans", tmp_path / "narrow"): "this model has 2 layers, 32 wide",
+        (model / "units", "--compile"): "--compile",
+        (tmp_path / "nowhere",): "no such folder",
+    }
+    for (source, *options), message in cases.items():
+        status, lines, err = units(capsys, source, path, "--out", out, *options)
+        assert (status, lines) == (2, []) and message in err[-1], err
+        assert not out.exists()
+    status, _, err = units(capsys, model / "units", path, "--group", "both")
+    assert status == 2 and "a number or joint" in err[-1]
+
+
 def test_what_cannot_start_is_one_line_and_status_2(capsys, model, sounds, tmp_path, monkeypatch):
     """No model, no head, no such layer, no such device, an empty folder."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -559,7 +639,7 @@ def test_a_bar_on_a_terminal(capsys, model, sounds, monkeypatch):
 def test_help_teaches_and_version_is_ours(capsys):
     """Examples for every command; the version of the package."""
     assert run(capsys, "--version")[:2] == (0, [f"w2v {__version__}"])
-    for command in ("transcribe", "align", "embed", "convert", "export"):
+    for command in ("transcribe", "align", "embed", "units", "convert", "export"):
         status, out, _ = run(capsys, command, "--help")
         assert status == 0 and f"examples:\n  w2v {command} " in "\n".join(out)
         assert max(map(len, out)) <= 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,22 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from speechbrain.utils.checkpoints import Checkpointer
 
+from w2v_plugin.corpora import ManifestSpeech
 from w2v_plugin.data import (
     AudioReader,
-    BucketSampler,
+    TrainingLoader,
     collate,
-    crop,
     speech_dataset,
+    training_loader,
     unusable,
 )
-from w2v_plugin.errors import BadManifest
-from w2v_plugin.frames import HOP
+from w2v_plugin.errors import BadAudio, BadManifest
 from w2v_plugin.text import CharVocabulary
 
 RATE = 16_000
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on few cores
 
 
 def write_wav(path: Path, seconds: float, seed: int = 0) -> Path:
@@ -136,93 +139,135 @@ def test_a_batch_of_nothing_is_a_moment_of_silence(tokens: bool) -> None:
         assert batch.tokens.data.shape == (1, 0) and batch.wrd == [""]
 
 
-# --- batches -------------------------------------------------------------------------------------
-
-DURATIONS = torch.rand(97, generator=torch.Generator().manual_seed(0)).mul(9).add(1).tolist()
+# --- windows -------------------------------------------------------------------------------------
 
 
-def sampler(**kwargs: Any) -> BucketSampler:
-    return BucketSampler(DURATIONS, **{"budget_s": 30.0, **kwargs})
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_window_is_a_part_of_the_file(wav: Path, keep: bool) -> None:
+    """Kept audio went through 16 bits: half a step."""
+    whole = AudioReader()(str(wav))
+    assert whole is not None
+    window = AudioReader(keep).window(str(wav), 1234, 4000)
+    assert window is not None
+    torch.testing.assert_close(window, whole[1234:5234], rtol=0.0, atol=0.51 / 32767)
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("crop_s", [4.0, float("inf")])
-@pytest.mark.parametrize("budget_s", [0.5, 12.0, 30.0, 1e4])
-def test_a_pass_hears_everything_once_within_the_budget(
-    budget_s: float, crop_s: float, shuffle: bool
+def test_a_window_may_lack_a_frame_at_the_end_but_no_more(wav: Path) -> None:
+    """A rounded duration is no reason to leave a file out; a wrong one is."""
+    reader = AudioReader()
+    nearly = reader.window(str(wav), 12_300, 4000)
+    assert nearly is not None and len(nearly) == 3700
+    assert reader.window(str(wav), 14_000, 4000) is None
+    assert "ends at 1.00 s, earlier than was listed" in reader.failed[str(wav)]
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 0.5 + 1e-5])
+def test_silence_is_left_out_but_not_the_rest_of_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, level: float
 ) -> None:
-    """Padded length times rows; only a single utterance may exceed it."""
-    for number in range(3):
-        batches = sampler(budget_s=budget_s, crop_s=crop_s, shuffle=shuffle).one_pass(number)
-        assert Counter(i for batch in batches for i in batch) == Counter(range(97))
-        for batch in batches:
-            longest = max(min(DURATIONS[i], crop_s) for i in batch)
-            assert batch and (len(batch) == 1 or longest * len(batch) <= budget_s)
+    """Zeros, an offset, and noise far below what a microphone gives."""
+    speech = 0.1 * np.random.default_rng(0).standard_normal(RATE)
+    quiet = level + 1e-5 * np.random.default_rng(1).standard_normal(RATE) * (level > 0.5)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.concatenate([quiet + np.zeros(RATE), speech]), RATE, "FLOAT")
+    reader = AudioReader()
+    with caplog.at_level(logging.WARNING):
+        assert reader.window(str(path), 0, 8000) is None
+        assert reader.window(str(path), 100, 8000) is None
+        assert reader.window(str(path), RATE, 8000) is not None
+    assert caplog.text.count("silent at 0.0-0.5 s") == caplog.text.count("Left out") == 1
 
 
-def test_padding_is_little() -> None:
-    """Similar lengths together: under 10 %, where random batches waste a third."""
-    batches = sampler().one_pass(0)
-    padded = sum(len(b) * max(DURATIONS[i] for i in b) for b in batches)
-    assert sum(DURATIONS) / padded > 0.9
+# --- loaders -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batches", [None, 1, 7, 100])
-def test_epochs_cut_one_stream(batches: int | None) -> None:
-    """Epoch after epoch is pass after pass, without a gap or a repeat, also when resumed."""
-    one = sampler(batches=batches)
-    length = len(one)
-    stream = [batch for number in range(3 + 4 * length // 15) for batch in one.one_pass(number)]
-    for epoch in range(1, 5):
-        for resumed in (one, sampler(batches=batches)):
-            resumed.set_epoch(epoch)
-            assert list(resumed) == stream[(epoch - 1) * length : epoch * length]
+def crops(tmp_path: Path, names: list[str], seconds: float, **settings: Any) -> TrainingLoader:
+    manifest = write_manifest(tmp_path, [(name, seconds, "") for name in names])
+    settings = {"batch_s": 4.0, "crop_s": 1.0, "batches": 6, "seed": 3} | settings
+    return training_loader(ManifestSpeech({"": manifest}, seed=3), **settings)
 
 
-def test_the_seed_decides_the_order() -> None:
-    """Same seed, same batches, whatever else was drawn; other passes and seeds differ."""
-    torch.manual_seed(1)
-    first = list(sampler(seed=3))
-    torch.manual_seed(2)
-    assert list(sampler(seed=3)) == first != list(sampler(seed=4))
-    assert sampler().one_pass(0) != sampler().one_pass(1)
+def heard(loader: TrainingLoader, epoch: int = 1) -> list[tuple[list[str], torch.Tensor]]:
+    loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    return [(batch.id, batch.sig.data) for batch in loader]
 
 
-def test_evaluation_is_sorted_and_always_the_same() -> None:
-    """Longest first, so that memory runs out at once or never; epochs do not move it."""
-    one = sampler(shuffle=False)
-    first = list(one)
-    one.set_epoch(5)
-    assert list(one) == first and len(one) == len(first)
-    flat = [DURATIONS[i] for batch in first for i in batch]
-    assert flat == sorted(flat, reverse=True)
+def same(a: list[tuple[list[str], torch.Tensor]], b: list[tuple[list[str], torch.Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        x[0] == y[0] and torch.equal(x[1], y[1]) for x, y in zip(a, b, strict=True)
+    )
 
 
-# --- crops ---------------------------------------------------------------------------------------
+def test_batches_have_no_padding(tmp_path: Path) -> None:
+    """Every sample is noise, every relative length exactly 1."""
+    names = [write_wav(tmp_path / f"{i}.wav", 0.5 + 0.1 * i, i).name for i in range(8)]
+    lines = [(name, 0.5 + 0.1 * i, "") for i, name in enumerate(names)]
+    speech = ManifestSpeech({"": write_manifest(tmp_path, lines)})
+    for batch in training_loader(speech, batch_s=3.0, crop_s=1.0, batches=20):
+        assert batch.sig.lengths.eq(1).all() and batch.sig.data.ne(0).float().mean() > 0.999
+        assert batch.sig.data.shape[1] <= RATE
 
 
-@pytest.mark.parametrize("samples", [400, 1000, 3200, 9999])
-def test_crops_lie_inside_the_utterance(samples: int) -> None:
-    """Row i of a ramp: a window of valid samples that begins at a multiple of the hop."""
-    torch.manual_seed(0)
-    lengths = torch.tensor([10000, 3500, 1001, 1000, 999, 400])
-    wavs = torch.arange(10000.0).expand(6, -1).clone()
-    for row, length in zip(wavs, lengths, strict=True):
-        row[length:] = -1.0
-    starts = []
-    for _ in range(60):
-        cut, wav_lens = crop(wavs, lengths / 10000, samples)
-        assert cut.shape == (6, samples)
-        kept = torch.round(wav_lens * samples).long()
-        assert kept.tolist() == lengths.clamp(max=samples).tolist()
-        for row, n in zip(cut, kept.tolist(), strict=True):
-            assert torch.equal(row[:n], row[0] + torch.arange(float(n))) and row[0] >= 0
-            assert row[0] % HOP == 0 and bool((row[n:] == -1).all())
-        starts.append(int(cut[0, 0]))
-    assert len(set(starts)) >= min(10, (10000 - samples) // HOP + 1)  # of 60 draws
+@pytest.mark.parametrize("crop_s", [None, 1.0])
+def test_workers_change_nothing(tmp_path: Path, crop_s: float | None) -> None:
+    """The same batches, to the sample, in both epochs; another epoch is another one."""
+    names = [write_wav(tmp_path / f"{i}.wav", 1.5, i).name for i in range(9)]
+    manifest = write_manifest(tmp_path, [(name, 1.5, "") for name in names])
+    speech = ManifestSpeech({"": manifest}) if crop_s else speech_dataset(manifest)
+    alone, helped = (
+        training_loader(speech, batch_s=4.0, crop_s=crop_s, batches=6, workers=workers)
+        for workers in (0, 2)
+    )
+    first = heard(alone)
+    assert same(first, heard(helped)) and same(heard(alone, 2), heard(helped, 2))
+    assert not same(first, heard(alone, 2))
 
 
-def test_short_batches_are_not_cropped() -> None:
-    wavs, wav_lens = torch.rand(2, 500), torch.tensor([1.0, 0.5])
-    cut, lens = crop(wavs, wav_lens, 500)
-    assert cut is wavs and lens is wav_lens
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_loader_goes_on_in_the_middle(tmp_path: Path, workers: int) -> None:
+    """SpeechBrain saves the position; the same windows follow."""
+    names = [write_wav(tmp_path / f"{i}.wav", 1.5, i).name for i in range(9)]
+    whole = heard(crops(tmp_path, names, 1.5), epoch=2)
+    loader = crops(tmp_path, names, 1.5, workers=workers)
+    loader.batch_sampler.set_epoch(2)  # type: ignore[union-attr]
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    Checkpointer(tmp_path / "save", {"loader": loader}).save_checkpoint(end_of_epoch=False)
+    batches.close()  # type: ignore[attr-defined]
+    fresh = crops(tmp_path, names, 1.5, workers=workers)
+    Checkpointer(tmp_path / "save", {"loader": fresh}).recover_if_possible()
+    assert same(heard(fresh, epoch=2), whole[4:])
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_take_turns(tmp_path: Path, ranks: int) -> None:
+    """Together they hear the stream of one process, in its order."""
+    names = [write_wav(tmp_path / f"{i}.wav", 1.5, i).name for i in range(9)]
+    one = heard(crops(tmp_path, names, 1.5, batches=6 * ranks), epoch=2)
+    for rank in range(ranks):
+        part = heard(crops(tmp_path, names, 1.5, rank=rank, ranks=ranks), epoch=2)
+        assert same(part, one[rank::ranks])
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One vanished, one damaged: the others are heard, the epoch ends with a count."""
+    names = [write_wav(tmp_path / f"{i}.wav", 1.0, i).name for i in range(4)]
+    loader = crops(tmp_path, names, 1.0, batches=8, batch_s=2.0)  # four passes of two batches
+    (tmp_path / "1.wav").unlink()
+    (tmp_path / "2.wav").write_bytes(b"no audio")
+    with caplog.at_level(logging.WARNING):
+        ids = Counter(name for batch, _ in heard(loader) for name in batch)
+    assert ids["u0"] == ids["u3"] == 4
+    assert re.search(r"Left out of this epoch's batches: 8 of 16 \(u[12], u[12]\)", caplog.text)
+    assert caplog.text.count("no such file") == caplog.text.count("cannot be decoded") == 1
+
+
+def test_a_run_without_any_audio_ends(tmp_path: Path) -> None:
+    """A disk that is gone must not look like training."""
+    names = [write_wav(tmp_path / f"{i}.wav", 1.0, i).name for i in range(4)]
+    loader = crops(tmp_path, names, 1.0, batches=500)
+    for name in names:
+        (tmp_path / name).unlink()
+    with pytest.raises(BadAudio, match="No usable audio in 100 batches in a row"):
+        heard(loader)

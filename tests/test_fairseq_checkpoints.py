@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining
 
+from w2v_plugin.continuation import start_from
+from w2v_plugin.conversion import convert
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.fairseq_checkpoints import (
@@ -25,7 +27,9 @@ from w2v_plugin.fairseq_checkpoints import (
     read_fairseq,
 )
 from w2v_plugin.fairseq_options import _written
+from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
+from w2v_plugin.quantizer import GumbelQuantizer
 
 LAYERS, OUTPUTS, ADAPTER = 2, 7, 4
 CONVOLUTIONS = "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8,2,2)] + [(8,2,2)]"
@@ -242,6 +246,23 @@ def test_pretrained_models_give_the_reference_projections(
     assert (targets - expected.projected_quantized_states).abs().max() < tolerance
 
 
+@pytest.mark.parametrize("mode", ["default", "layer_norm"])
+def test_pretrained_files_go_on_and_become_transformers(tmp_path: Path, mode: str) -> None:
+    """With quantizer and projections: nothing is missing there, and no bit changes."""
+    path = save(pretrained(mode), tmp_path)
+    convert(path, tmp_path / "hf")
+    back, report = Wav2Vec2ForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(report.values()), report
+    expected, state = theirs(Wav2Vec2ForPreTraining, mode).state_dict(), back.state_dict()
+    assert expected.keys() == state.keys()
+    assert all(torch.equal(expected[key], state[key]) for key in expected)
+    body = Wav2Vec2(dim=32, layers=1, heads=2, ffn_dim=8, channels=(4,) * 7)
+    model = Wav2Vec2Pretraining(body, GumbelQuantizer(4, codes=5, dim=6), dim=12)
+    assert start_from(model, path)
+    assert torch.equal(model.quantizer.codebook, expected["quantizer.codevectors"])
+    assert torch.equal(model.project_context.weight, expected["project_hid.weight"])
+
+
 def test_settings_come_from_the_file(tmp_path: Path) -> None:
     tuned = load_fairseq(save(fine_tuned("layer_norm", "cfg"), tmp_path), padding="mask")
     config = tuned.wav2vec2.config
@@ -254,7 +275,9 @@ def test_settings_come_from_the_file(tmp_path: Path) -> None:
         model = load_fairseq(save(pretrained(form=form, latent_temp=[2, 0.1, 0.9]), tmp_path))
         assert not model.wav2vec2.normalize and model.wav2vec2.padding == "exact"
         assert (model.negatives, model.diversity_weight, model.penalty_weight) == (7, 0.1, 10)
-        assert model.equal_masks and model.quantizer.schedule == (2, 0.1, 0.9)
+        assert model.equal_masks and model.quantizer.config["temperature"] == (2, 0.1)
+        model.quantizer.updates.fill_(10)
+        assert model.quantizer.temperature == pytest.approx(2 * 0.9**10, rel=1e-6)  # float32
         report = model.load_report
         assert (
             report.format == "fairseq" and report.renamed["mask_emb"] == "wav2vec2.mask_embedding"

@@ -12,10 +12,11 @@ from w2v_plugin.features import (
     FeatureProjection,
     ScaleGradient,
     TimeGroupNorm,
+    gelu_conv,
     normalize_wavs,
     strided_product,
 )
-from w2v_plugin.frames import KERNELS, STRIDES
+from w2v_plugin.frames import KERNELS, STRIDES, valid_frames
 
 ROUNDING = 1e-12  # float64 sums in another order; values are of order 1
 PAIRS = sorted({*zip(KERNELS, STRIDES, strict=True), (1, 1), (7, 3), (4, 5), (5, 5), (6, 4)})
@@ -52,6 +53,31 @@ def test_strided_product_is_conv1d(kernel: int, stride: int, inputs: int, bias: 
             torch.testing.assert_close(a, b, rtol=0.0, atol=10 * ROUNDING)  # sums over time
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride"), PAIRS)
+def test_gelu_conv_is_conv1d_of_gelu(
+    kernel: int, stride: int, bias: bool, dtype: torch.dtype
+) -> None:
+    """Values and all gradients; float32 goes through oneDNN where there is oneDNN."""
+    weight = randn(8, 4, kernel).to(dtype).requires_grad_()
+    offset = randn(8).to(dtype).requires_grad_() if bias else None
+    parameters = [weight] if offset is None else [weight, offset]
+    rounding = 100 * torch.finfo(dtype).eps  # sums of up to 80 products of order 1
+    for time in range(kernel, kernel + 2 * stride + 2):
+        x = randn(3, time, 4).to(dtype).requires_grad_()
+        ours = gelu_conv(x, weight, offset, stride)
+        theirs = F.conv1d(F.gelu(x).transpose(1, 2), weight, offset, stride).transpose(1, 2)
+        torch.testing.assert_close(ours, theirs, rtol=rounding, atol=rounding)
+        direction = randn(*ours.shape).to(dtype)
+        gradients = (torch.autograd.grad(y, [x, *parameters], direction) for y in (ours, theirs))
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=rounding, atol=rounding)
+        with torch.no_grad():
+            again = gelu_conv(x.clone(), weight, offset, stride)
+        torch.testing.assert_close(again, theirs, rtol=rounding, atol=rounding)
+
+
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_extractor_is_the_published_stack(norm: str, bias: bool) -> None:
@@ -85,53 +111,63 @@ def test_extractors_that_cannot_be_built_are_refused() -> None:
 # --- norms ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch", "time", "channels"), [(1, 2, 1), (2, 50, 6), (3, 7, 16)])
-def test_time_group_norm_is_group_norm(batch: int, time: int, channels: int) -> None:
-    """One group per channel, with any weight and bias, gradients included."""
+def folded(norm: TimeGroupNorm, weight: Tensor, windows: Tensor, valid: Tensor | None) -> Tensor:
+    """The convolution with the norm in it."""
+    taps, bias = norm.fold(weight, windows, valid)
+    return torch.baddbmm(bias[:, None], windows, taps.transpose(1, 2))
+
+
+@pytest.mark.parametrize(("batch", "time", "channels"), [(1, 2, 1), (2, 50, 6), (3, 17, 16)])
+def test_folded_norm_is_group_norm(batch: int, time: int, channels: int) -> None:
+    """One group per channel after a product, with any weight and bias, gradients included."""
     ours, theirs = TimeGroupNorm(channels).double(), nn.GroupNorm(channels, channels).double()
     with torch.no_grad():
         for parameter in (ours.weight, ours.bias):
             parameter.normal_()
     theirs.load_state_dict(ours.state_dict())
-    x = (3 + 2 * randn(batch, time, channels)).requires_grad_()
-    pair = ours(x, None), theirs(x.transpose(1, 2)).transpose(1, 2)
-    torch.testing.assert_close(*pair, rtol=0.0, atol=ROUNDING)
+    weight, windows = randn(channels, 10).requires_grad_(), 3 + 2 * randn(batch, time, 10)
+    windows.requires_grad_()
+    plain = theirs(F.linear(windows, weight).transpose(1, 2)).transpose(1, 2)
+    pair = folded(ours, weight, windows, None), plain
+    torch.testing.assert_close(*pair, rtol=0.0, atol=10 * ROUNDING)  # of order 10 inside
     direction = randn(batch, time, channels)
-    ours_grad, theirs_grad = (torch.autograd.grad(y, x, direction)[0] for y in pair)
-    torch.testing.assert_close(ours_grad, theirs_grad, rtol=0.0, atol=10 * ROUNDING)
+    for norm, y in zip((ours, theirs), pair, strict=True):
+        norm.grads = torch.autograd.grad(y, [weight, windows, *norm.parameters()], direction)
+    for a, b in zip(ours.grads, theirs.grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1000 * ROUNDING)  # of order 100, and sums
 
 
 def test_statistics_leave_the_padding_out() -> None:
     """A row with garbage behind it equals the row alone, also when nothing is left of a row."""
-    norm = TimeGroupNorm(4).double()
-    x, lengths = randn(3, 20, 4), torch.tensor([20, 13, 1])
-    for row, length in zip(x, lengths, strict=True):
+    norm, weight = TimeGroupNorm(4).double(), randn(4, 10)
+    windows, lengths = randn(3, 20, 10), torch.tensor([20, 13, 1])
+    for row, length in zip(windows, lengths, strict=True):
         row[length:] = 1e6
-    y = norm(x, lengths)
+    y = folded(norm, weight, windows, valid_frames(lengths, 20))
     for i, length in enumerate(lengths.tolist()):
-        alone = norm(x[i : i + 1, :length], None)
-        torch.testing.assert_close(y[i : i + 1, :length], alone, rtol=0.0, atol=ROUNDING)
-    assert bool(norm(x, torch.tensor([0, 20, 20])).isfinite().all())
+        alone = folded(norm, weight, windows[i : i + 1, :length], None)
+        torch.testing.assert_close(y[i : i + 1, :length], alone, rtol=0.0, atol=10 * ROUNDING)
+    nothing = folded(norm, weight, windows, valid_frames(torch.tensor([0, 20, 20]), 20))
+    assert bool(nothing.isfinite().all())
 
 
-@pytest.mark.parametrize("lengths", [None, torch.tensor([4000, 4000])])
-def test_variance_survives_a_large_offset(lengths: Tensor | None) -> None:
-    """E[x^2] - E[x]^2 at an offset of 1e4 would be off by several times the variance of 1."""
-    x = 1e4 + torch.randn(2, 4000, 3)
-    exact = TimeGroupNorm(3).double()(x.double(), None).float()
-    # float32 numbers around 1e4 are 1e-3 apart; scale and shift add a few roundings
-    torch.testing.assert_close(TimeGroupNorm(3)(x, lengths), exact, rtol=0.0, atol=5e-3)
+def test_variance_survives_a_large_offset() -> None:
+    """A loud offset that a channel does not hear: its variance is 1e-8 of the waveform's."""
+    weight = torch.tensor([[1.0, -1.0] * 5, [1.0] * 10])  # the first is blind to offsets
+    windows = 1e3 * torch.randn(1, 4000, 1) + torch.randn(1, 4000, 10)
+    norm = TimeGroupNorm(2)
+    exact = folded(TimeGroupNorm(2).double(), weight.double(), windows.double(), None).float()
+    # float32 numbers around 1e3 are 6e-5 apart, and ten of them are added
+    torch.testing.assert_close(folded(norm, weight, windows, None), exact, rtol=0.0, atol=2e-3)
 
 
-def test_half_precision_input_keeps_its_type() -> None:
-    """Statistics are float32 inside: 5000 frames of bfloat16 sum to what float32 says."""
-    x = (5 + torch.randn(1, 5000, 2)).bfloat16()
-    y = TimeGroupNorm(2)(x, None)
-    assert y.dtype == torch.bfloat16
-    exact = TimeGroupNorm(2)(x.float(), None)
-    torch.testing.assert_close(
-        y.float(), exact, rtol=2**-8, atol=1e-6
-    )  # one rounding of the result
+def test_statistics_are_wide_under_autocast() -> None:
+    """What is folded is the same as without, in the type of the weights."""
+    norm, weight, windows = TimeGroupNorm(2), torch.randn(2, 10), 5 + torch.randn(1, 5000, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = norm.fold(weight, windows, None)
+    for a, b in zip(inside, norm.fold(weight, windows, None), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
 # --- waveforms -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Model folders: what is written is what every loader reads, and nothing else."""
 
 import copy
+import errno
 
 import pytest
 import soundfile
@@ -12,6 +13,8 @@ from w2v_plugin import Wav2Vec2, Wav2Vec2ASR, Wav2Vec2CTC, Wav2Vec2Encoder
 from w2v_plugin.compression import optimize
 from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.folders import load_pretrained, save_asr, save_pretrained
+from w2v_plugin.pretraining import Wav2Vec2Pretraining
+from w2v_plugin.quantizer import GumbelQuantizer
 from w2v_plugin.text import CharVocabulary
 
 CPU = {"device": "cpu"}
@@ -61,12 +64,14 @@ def test_loaded_weights_equal_the_saved_ones(tmp_path):
     }
 
 
-def test_both_kinds_of_folder_load_in_the_encoder_and_for_fine_tuning(tmp_path):
-    """A pretraining folder and an ASR folder of the same encoder give the same vectors."""
+def test_all_kinds_of_folder_load_in_the_encoder_and_for_fine_tuning(tmp_path):
+    """A body, a pretraining and an ASR folder of the same encoder give the same vectors."""
     model = tiny_ctc()
-    save_pretrained(tmp_path / "pretrained", model.wav2vec2)
+    save_pretrained(tmp_path / "body", model.wav2vec2)
+    whole = Wav2Vec2Pretraining(model.wav2vec2, GumbelQuantizer(16, codes=5, dim=8), dim=8)
+    save_pretrained(tmp_path / "pretrained", whole)
     save_asr(tmp_path / "asr", model, CharVocabulary())
-    for kind in ("pretrained", "asr"):
+    for kind in ("body", "pretrained", "asr"):
         encoder = Wav2Vec2Encoder.from_hparams(source=tmp_path / kind, run_opts=CPU)
         other = tiny()
         load_pretrained(tmp_path / kind, other)
@@ -74,6 +79,27 @@ def test_both_kinds_of_folder_load_in_the_encoder_and_for_fine_tuning(tmp_path):
             vectors = encoder.encode_batch(WAVS)  # packed: sums in another order
             assert torch.allclose(vectors, model.wav2vec2(WAVS).context, atol=1e-5)
             assert torch.equal(other(WAVS).context, model.wav2vec2(WAVS).context)
+
+
+@pytest.mark.parametrize("full", ["wav2vec2.ckpt", "head.ckpt"])
+def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch, full):
+    """Saved over an older model: that one stays loadable, and nothing half lies beside it."""
+    save_asr(tmp_path, tiny_ctc(), CharVocabulary())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    save = torch.save
+
+    def full_disk(content, path):
+        if path.name != full:
+            return save(content, path)
+        path.write_bytes(b"half of")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(torch, "save", full_disk)
+        save_asr(tmp_path, tiny_ctc(norm_first=True), CharVocabulary())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_asr(tmp_path, tiny_ctc(norm_first=True), CharVocabulary())
+    assert Wav2Vec2ASR.from_hparams(source=tmp_path, run_opts=CPU)
 
 
 def test_loading_leaves_nothing_in_the_working_folder(tmp_path, monkeypatch):

@@ -16,16 +16,16 @@ from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import NearestQuantizer
 
 PRETRAINING = [
-    10.91043118,
-    9.22841897,
-    8.52397533,
-    7.92035377,
-    7.24974065,
-    6.75415798,
-    6.59395266,
-    6.4664179,
-    6.05151239,
-    5.61174731,
+    10.9080418,
+    9.18310716,
+    8.28024263,
+    7.64957772,
+    6.7240199,
+    5.77543789,
+    4.26166059,
+    3.6941631,
+    3.49792757,
+    3.90049731,
 ]
 CTC = [
     49.25684342,
@@ -89,6 +89,7 @@ def test_ten_steps_of_pretraining() -> None:
 
     def step() -> Tensor:
         out = model(wavs, wav_lens)
+        model.quantizer.observe(out.quantized)
         return out.loss / out.contrastive.count
 
     expected = torch.tensor(PRETRAINING, dtype=torch.float64)

@@ -86,6 +86,25 @@ def test_negatives_are_the_others_uniformly(count: int) -> None:
         assert float(((drawn[others] - expected) ** 2 / expected).sum()) < 35  # p < 1e-5
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_negatives_of_a_batch_are_uniform_and_stay_at_home(seed: int) -> None:
+    """All frames of utterances of different counts at once: chi-square over every pair of a frame
+    and another one of its utterance."""
+    counts, draws = torch.tensor([5, 12, 2, 9]), 2000
+    negatives = sample_negatives(counts, 12, draws, generator(seed))
+    statistic, freedom = 0.0, 0
+    for row, count in zip(negatives, counts.tolist(), strict=True):
+        drawn = torch.stack([torch.bincount(n, minlength=12) for n in row[:count]]).double()
+        assert drawn[:, :count].sum() == count * draws  # never another utterance
+        assert not drawn.diagonal().any()  # never the frame itself
+        expected = draws / (count - 1)
+        others = drawn[:, :count][~torch.eye(count, dtype=torch.bool)]
+        statistic += float(((others - expected) ** 2 / expected).sum())
+        freedom += count * (count - 2)
+    # mean `freedom` (210), standard deviation sqrt(2 freedom) = 20.5: 5 of them
+    assert abs(statistic - freedom) < 5 * math.sqrt(2 * freedom)
+
+
 @pytest.mark.parametrize("width", [1, 2, 9])
 @pytest.mark.parametrize("count", [0, 1])
 def test_lonely_frames_get_valid_indices(count: int, width: int) -> None:
@@ -197,6 +216,27 @@ def test_perfect_predictions_are_right() -> None:
     assert ours.loss.item() / 12 == pytest.approx(math.log(1 + 100 * math.exp(-10)), rel=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 10.0])
+def test_any_temperature_is_stable(temperature: float) -> None:
+    """Similarities of 1000 in float32: finite loss and gradients, the textbook's numbers."""
+    data = problem((9, 6), 20, 6)
+    wide = contrastive_loss(**data, temperature=temperature).loss.item()
+    data |= {name: data[name].detach().float().requires_grad_() for name in ("context", "targets")}
+    loss = contrastive_loss(**data, temperature=temperature).loss
+    assert loss.item() == pytest.approx(wide, rel=1e-4)  # float32 of numbers up to 1000
+    for gradient in torch.autograd.grad(loss, [data["context"], data["targets"]]):
+        assert bool(gradient.isfinite().all())
+
+
+def test_no_masked_frame_no_loss() -> None:
+    """Zero width: sums of nothing, and a gradient of nothing."""
+    data = problem((0, 0), 5, 4)
+    ours = contrastive_loss(**data)
+    assert ours.loss.item() == 0.0 and int(ours.count) == int(ours.correct) == 0
+    assert float(ours.shared) == 0.0
+    assert torch.autograd.grad(ours.loss, data["context"])[0].shape == (2, 0, 4)
+
+
 def test_no_tensor_over_negatives_and_width() -> None:
     """(K + 1, batch, masked, dim) would be 30 times larger than anything that is made."""
     batch, masked, k, dim = 2, 40, 30, 64
@@ -231,12 +271,13 @@ def test_same_codes_compares_all_groups() -> None:
 
 
 def test_feature_penalty_is_the_mean_square_of_valid_frames() -> None:
-    """Every valid frame weighs the same; half precision is summed in float32."""
+    """Of each utterance; half precision is summed in float32; nothing is no NaN."""
     torch.manual_seed(0)
-    latents = torch.randn(2, 7, 5, dtype=torch.float64)
-    valid = valid_frames(torch.tensor([7, 3]), 7)
-    expected = torch.cat([latents[0], latents[1, :3]]).square().mean()
-    torch.testing.assert_close(feature_penalty(latents, valid), expected, rtol=1e-12, atol=0.0)
-    everything = feature_penalty(latents, None)
+    latents = torch.randn(3, 7, 5, dtype=torch.float64)
+    valid = valid_frames(torch.tensor([7, 3, 0]), 7)
+    expected = [latents[0].square().mean(), latents[1, :3].square().mean(), torch.zeros(())]
+    found = feature_penalty(latents, valid)
+    torch.testing.assert_close(found, torch.stack(expected).double(), rtol=1e-12, atol=0.0)
+    everything = feature_penalty(latents, None).mean()  # equal lengths: the published mean
     torch.testing.assert_close(everything, latents.square().mean(), rtol=1e-12, atol=0.0)
     assert feature_penalty(latents.bfloat16(), valid).dtype == torch.float32

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from w2v_plugin.frames import valid_frames
-from w2v_plugin.masking import masked_indices, random_subset, span_mask
+from w2v_plugin.masking import masked_indices, most_masked, random_subset, span_mask
 
 PUBLISHED = {"prob": 0.65, "length": 10}
 
@@ -24,9 +24,10 @@ def runs(mask: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_statistics_are_the_published_ones(seed: int) -> None:
-    """15.6 s: 49 % masked, in runs of 14.7 frames (wav2vec 2.0, section 4.2)."""
-    mask = span_mask(torch.full((400,), 781), 781, generator=generator(seed), **PUBLISHED)
+@pytest.mark.parametrize("frames", [749, 781])
+def test_statistics_are_the_published_ones(frames: int, seed: int) -> None:
+    """15 s, and 15.6 s: 49 % masked, in runs of 14.7 frames (wav2vec 2.0, section 4.2)."""
+    mask = span_mask(torch.full((400,), frames), frames, generator=generator(seed), **PUBLISHED)
     assert abs(float(mask.double().mean()) - 0.49) < 0.01  # 400 draws: standard error 0.001
     assert abs(sum(runs(mask)) / len(runs(mask)) - 14.7) < 0.7  # standard error 0.1
 
@@ -37,6 +38,53 @@ def test_number_of_spans_is_rounded_at_random() -> None:
     counts = mask.sum(1)
     assert set(counts.tolist()) == {3, 4}
     assert abs(float(counts.double().mean()) - 3.9) < 0.03  # standard error 0.005
+
+
+def test_starts_are_uniform_up_to_the_last_possible_one() -> None:
+    """A single span of 4 in 20 frames starts at 0 ... 16, each as often: chi-square."""
+    lengths = torch.full((17_000,), 20)
+    mask = span_mask(lengths, 24, prob=1e-9, length=4, min_spans=1, generator=generator())
+    assert mask.sum(1).eq(4).all()
+    starts = torch.bincount(mask.int().argmax(1), minlength=24).double()
+    assert not starts[17:].any()
+    statistic = float(((starts[:17] - 1000) ** 2 / 1000).sum())
+    assert statistic < 50  # 16 degrees of freedom: p < 1e-4
+
+
+@pytest.mark.parametrize(("min_spans", "least"), [(1, 7), (2, 8), (5, 11)])
+def test_at_least_so_many_spans(min_spans: int, least: int) -> None:
+    """Different starts: n spans of 7 frames mask at least 7 + n - 1, and at most 7 n."""
+    mask = span_mask(
+        torch.full((500,), 60), 60, prob=1e-9, length=7, min_spans=min_spans, generator=generator()
+    )
+    counts = mask.sum(1)
+    assert int(counts.min()) >= least and int(counts.max()) <= 7 * min_spans
+    assert len(set(counts.tolist())) > (min_spans > 1)
+
+
+def rule(length: int, generator: torch.Generator) -> Tensor:
+    """fairseq's rule, utterance by utterance: floor(p T / M + U) different starts."""
+    mask = torch.zeros(length, dtype=torch.bool)
+    spans = max(int(0.65 * length / 10 + torch.rand((), generator=generator)), 2)
+    for start in torch.randperm(length - 10 + 1, generator=generator)[:spans].tolist():
+        mask[start : start + 10] = True
+    return mask
+
+
+@pytest.mark.parametrize("frames", [49, 150, 400])
+def test_the_rule_is_fairseqs(frames: int) -> None:
+    """Share of masked frames, its spread, and how often each frame is masked."""
+    source = generator(5)
+    theirs = torch.stack([rule(frames, source) for _ in range(1500)]).double()
+    ours = span_mask(torch.full((1500,), frames), frames, generator=source, **PUBLISHED).double()
+    share = ours.mean(1), theirs.mean(1)
+    # differences of means and deviations of 1500 each, in standard errors
+    assert (
+        abs(float(share[0].mean() - share[1].mean()))
+        < 5 * float(share[1].std()) * (2 / 1500) ** 0.5
+    )
+    assert float(share[0].std() / share[1].std()) == pytest.approx(1, abs=0.1)
+    assert float((ours.mean(0) - theirs.mean(0)).abs().max()) < 5 * (0.5 / 1500) ** 0.5
 
 
 def test_every_frame_can_be_masked() -> None:
@@ -142,6 +190,17 @@ def test_masked_indices_are_packed_in_order(limit: int | None) -> None:
     for row, places, real in zip(mask, index, valid, strict=True):
         assert places[real].tolist() == row.nonzero()[:width, 0].tolist()
         assert not row[places[~real]].any()
+
+
+@pytest.mark.parametrize(("prob", "length"), [(0.65, 10), (0.45, 5), (1.0, 1), (0.0, 10)])
+def test_most_masked_is_never_exceeded(prob: float, length: int) -> None:
+    """For any size, down to one frame; and no wider than the batch."""
+    for size in (*range(1, 30), 49, 399, 781):
+        most = most_masked(size, prob=prob, length=length)
+        assert 0 <= most < size
+        lengths = torch.full((200,), size)
+        mask = span_mask(lengths, size, prob=prob, length=length, generator=generator())
+        assert int(mask.sum(1).max()) <= most
 
 
 def test_masked_indices_of_no_mask_are_empty() -> None:

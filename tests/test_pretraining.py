@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2v_plugin.attention import ChunkConfig
-from w2v_plugin.losses import sample_negatives
-from w2v_plugin.masking import masked_indices, span_mask
+from w2v_plugin.frames import valid_frames
+from w2v_plugin.losses import contrastive_loss, feature_penalty, sample_negatives
+from w2v_plugin.masking import masked_indices, most_masked, span_mask
 from w2v_plugin.model import Wav2Vec2
-from w2v_plugin.pretraining import PretrainingOutput, Wav2Vec2Pretraining
+from w2v_plugin.pretraining import PretrainingOutput, Wav2Vec2Pretraining, take
 from w2v_plugin.quantizer import GumbelQuantizer, NearestQuantizer
 
+EMA = partial(NearestQuantizer, codebook="ema")
 KINDS = pytest.mark.parametrize("kind", [GumbelQuantizer, NearestQuantizer])
 FAMILIES: dict[str, dict[str, Any]] = {
     "group": {},
@@ -23,7 +27,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def make(kind: type, family: str = "layer", **kwargs: Any) -> Wav2Vec2Pretraining:
+def make(kind: Any, family: str = "layer", **kwargs: Any) -> Wav2Vec2Pretraining:
     torch.manual_seed(0)
     shape = {"dim": 16, "layers": 2, "heads": 2, "ffn_dim": 32, "channels": (8,) * 7}
     shape |= {"positions_kernel": 8, "positions_groups": 4}
@@ -49,30 +53,35 @@ def gradients(model: Wav2Vec2Pretraining, losses: list[Tensor]) -> dict[str, Ten
 # --- golden properties ---------------------------------------------------------------------------
 
 
-@KINDS
+@pytest.mark.parametrize("kind", [GumbelQuantizer, NearestQuantizer, EMA])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sizes", [(2, 2), (1, 1, 1, 1), (3, 1)])
-def test_micro_batches_add_up(kind: type, family: str, sizes: tuple[int, ...]) -> None:
+def test_micro_batches_add_up(kind: Any, family: str, sizes: tuple[int, ...]) -> None:
     """Sums of losses and of gradients are those of the one big batch, whatever its split.
 
-    Lengths differ, so that the mean-like penalty and the nonlinear diversity are switched off;
-    commitment is a mean over masked frames times their number, and adds up.
+    Contrastive loss, penalty and commitment, with utterances of different lengths and numbers of
+    masked frames. The diversity is nonlinear, that of each micro-batch, and switched off here.
     """
-    model = make(kind, family, penalty_weight=0.0, diversity_weight=0.0)
-    model.train(kind is NearestQuantizer)  # Gumbel noise would differ; nothing else is random
+    model = make(kind, family, penalty_weight=10.0, diversity_weight=0.0)
+    model.train(kind is not GumbelQuantizer)  # Gumbel noise would differ; nothing else is random
     audio, wav_lens = wavs(), torch.tensor([1.0, 0.8, 0.45, 0.6], dtype=torch.float64)
     frames = model.wav2vec2.extractor.frame_lengths((wav_lens * 16000).long())
     mask = span_mask(frames, 49, prob=0.65, length=10)
+    mask[2] = False
+    mask[2, 3] = True  # one masked frame, without negatives: counts for nothing
     negatives = sample_negatives(mask.sum(1), int(mask.sum(1).max()), 10)
     whole = model(audio, wav_lens, mask=mask, negatives=negatives)
     parts: list[PretrainingOutput] = []
     for rows in torch.arange(4).split(sizes):
         width = int(mask[rows].sum(1).max())
-        drawn = {"mask": mask[rows], "negatives": negatives[rows, :width]}
+        inside = negatives[rows, :width].clamp(max=width - 1)  # moves only those of utterance 2
+        drawn = {"mask": mask[rows], "negatives": inside}
         parts.append(model(audio[rows], wav_lens[rows], **drawn))
-    assert sum(int(part.contrastive.count) for part in parts) == int(whole.contrastive.count)
-    total = sum(part.loss.item() for part in parts)
-    assert total == pytest.approx(whole.loss.item(), rel=1e-12)  # float64 sums
+    counts = [int(part.contrastive.count) for part in parts]
+    assert sum(counts) == int(whole.contrastive.count) and len(set(counts)) > 1
+    for name in ("loss", "penalty"):
+        total = sum(getattr(part, name).item() for part in parts)
+        assert total == pytest.approx(getattr(whole, name).item(), rel=1e-12)  # float64 sums
     expected = gradients(model, [whole.loss])
     found = gradients(model, [part.loss for part in parts])
     assert expected.keys() == found.keys()
@@ -81,17 +90,33 @@ def test_micro_batches_add_up(kind: type, family: str, sizes: tuple[int, ...]) -
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-10, msg=name)
 
 
-def test_penalty_adds_up_over_equal_lengths() -> None:
-    """Equal lengths, equal masks: the penalty's mean is weighted by masked frames, exactly."""
-    model = make(NearestQuantizer, diversity_weight=0.0)
-    audio = wavs()
+def test_penalty_is_the_published_one_for_equal_utterances() -> None:
+    """Equal lengths and counts, as after cropping: mean square of all latents, times the count."""
+    model = make(NearestQuantizer)
     mask = span_mask(torch.full((1,), 49), 49, prob=0.65, length=10).expand(4, 49)
-    negatives = sample_negatives(mask.sum(1), int(mask[0].sum()), 10)
-    whole = model(audio, mask=mask, negatives=negatives).loss
-    parts = [
-        model(audio[i : i + 2], mask=mask[:2], negatives=negatives[i : i + 2]).loss for i in (0, 2)
-    ]
-    assert sum(p.item() for p in parts) == pytest.approx(whole.item(), rel=1e-12)
+    out = model(wavs(), mask=mask)
+    expected = out.contrastive.count * model.wav2vec2.extract(wavs())[0].square().mean()
+    assert out.penalty.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 0.0])
+def test_features_get_a_share_of_their_gradient(scale: float) -> None:
+    """`feature_grad_scale` multiplies what reaches the extractor, penalty included, and nothing
+    else; 0 freezes it."""
+    found = []
+    for value in (1.0, scale):
+        model = make(NearestQuantizer)
+        model.wav2vec2.feature_grad_scale = value
+        torch.manual_seed(0)
+        found.append(gradients(model, [model(wavs()).loss]))
+    full, scaled = found
+    for name, gradient in full.items():
+        if not name.startswith("wav2vec2.extractor"):
+            torch.testing.assert_close(scaled[name], gradient, rtol=1e-12, atol=1e-14, msg=name)
+        elif scale == 0:
+            assert name not in scaled
+        else:
+            torch.testing.assert_close(scaled[name], scale * gradient, rtol=1e-9, atol=1e-12)
 
 
 @KINDS
@@ -149,10 +174,11 @@ def test_samples_heard_by_masked_frames_only_do_not_reach_the_context() -> None:
 
 @KINDS
 def test_loss_is_the_weighted_sum(kind: type) -> None:
-    """contrastive + count * (diversity, penalty, commitment)."""
+    """contrastive + count * diversity + penalty + commitment; all but the diversity are sums."""
     out = make(kind, diversity_weight=0.3, penalty_weight=5.0)(wavs())
-    extra = 0.3 * out.quantized.diversity + 5.0 * out.penalty + out.quantized.commitment
-    torch.testing.assert_close(out.loss, out.contrastive.loss + out.contrastive.count * extra)
+    count = out.contrastive.count
+    extra = 0.3 * count * out.quantized.diversity + 5.0 * out.penalty + out.quantized.commitment
+    torch.testing.assert_close(out.loss, out.contrastive.loss + extra)
     assert int(out.contrastive.count) == int(out.mask.sum()) and out.chance is None
 
 
@@ -236,3 +262,115 @@ def test_a_fresh_model_knows_nothing(family: str, codes: int) -> None:
         losses.append(out.loss.item() / int(out.count))
     excess = sum(losses) / 2 - math.log(101)
     assert -0.05 < excess < 0.1
+
+
+class Waiting(TorchDispatchMode):
+    """Refuses what makes an accelerator wait: numbers read back, sizes that depend on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"), name
+        if name == "index":
+            assert all(index is None or index.dtype != torch.bool for index in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@KINDS
+def test_head_and_masks_never_wait_for_an_accelerator(kind: type) -> None:
+    """Masks, negatives, quantizer, losses and their gradients, as drawn where it would matter."""
+    model = make(kind)
+    frames, latents = torch.tensor([49, 30]), torch.randn(2, 49, 8, dtype=torch.float64)
+    context = torch.randn(2, 49, 8, dtype=torch.float64)
+    with Waiting():
+        mask = span_mask(frames, 49, prob=0.65, length=10, equal_counts=True)
+        index, valid = masked_indices(mask, most_masked(49, prob=0.65, length=10))
+        negatives = sample_negatives(valid.sum(1), index.shape[1], 10)
+        out = model.quantizer(take(latents, index), valid)
+        targets = model.project_targets(out.vectors)
+        rows = {"valid": valid, "codes": out.codes}
+        loss = contrastive_loss(take(context, index), targets, negatives, **rows).loss
+        penalty = feature_penalty(latents, valid_frames(frames, 49)).sum()
+        (loss + out.commitment + out.diversity + penalty).backward()
+
+
+def test_a_wider_bound_changes_nothing() -> None:
+    """Losses with room for the most masked frames are those with just enough."""
+    model, audio = make(NearestQuantizer), wavs()
+    mask = span_mask(torch.full((4,), 49), 49, prob=0.65, length=10)
+    negatives = sample_negatives(mask.sum(1), most_masked(49, prob=0.65, length=10), 10)
+    exact = model(audio, mask=mask, negatives=negatives[:, : int(mask.sum(1).max())])
+    index, valid = masked_indices(mask, negatives.shape[1])
+    latents, _ = model.wav2vec2.extract(audio)
+    out = model.wav2vec2.contextualize(latents, mask=mask)
+    quantized = model.quantizer(take(model.wav2vec2.projection.norm(latents), index), valid)
+    wide = contrastive_loss(
+        model.project_context(take(out.context, index)),
+        model.project_targets(quantized.vectors),
+        negatives,
+        valid=valid,
+        codes=quantized.codes,
+    )
+    assert negatives.shape[1] > mask.sum(1).max()
+    assert wide.loss.item() == pytest.approx(exact.contrastive.loss.item(), rel=1e-12)
+    assert torch.equal(quantized.counts, exact.quantized.counts)
+    assert quantized.commitment.item() == pytest.approx(exact.quantized.commitment.item())
+
+
+# --- starting and refusing -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [GumbelQuantizer, NearestQuantizer, EMA])
+@pytest.mark.parametrize("warm", [False, True])
+def test_codes_start_from_speech(kind: Any, warm: bool) -> None:
+    """More codes in use than a random start has, with and without directions."""
+    model = make(kind).eval()
+    audio, wav_lens = wavs() * torch.linspace(0.1, 1, 16000), torch.tensor([1.0, 0.5, 1.0, 0.7])
+    seen: list[Tensor] = []
+
+    def directions(normed: Tensor) -> Tensor:
+        seen.append(normed)
+        return torch.eye(8, dtype=normed.dtype)
+
+    before = model(audio, wav_lens).quantized.code_perplexity
+    model.init_codes(audio, wav_lens, directions if warm else None)
+    after = model(audio, wav_lens).quantized.code_perplexity
+    assert bool((after > 3).all()) and float(after.mean()) > float(before.mean())
+    if warm:
+        lengths = model.wav2vec2.extractor.frame_lengths((wav_lens * 16000).long())
+        assert seen[0].shape == (int(lengths.sum()), 8)  # no padding
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"negatives": 0}, "negatives=0, expected at least 1"),
+        ({"mask_length": 0}, "mask_length=0, expected at least 1"),
+        ({"mask_prob": 1.5}, "mask_prob=1.5, expected a share"),
+        ({"mask_prob": -0.1}, "mask_prob=-0.1, expected a share"),
+        ({"dim": 0}, "dim=0, expected at least 1"),
+        ({"temperature": 0.0}, "temperature=0.0, expected more than 0"),
+        ({"diversity_weight": -1.0}, "diversity_weight=-1.0"),
+        ({"penalty_weight": -1.0}, "penalty_weight=-1.0"),
+        ({"quantizer_dropout": 1.5}, "dropout probability has to be between 0 and 1"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Wav2Vec2Pretraining(make(NearestQuantizer).wav2vec2, NearestQuantizer(8), **wrong)
+
+
+def test_a_quantizer_for_other_latents_is_refused() -> None:
+    with pytest.raises(ValueError, match="channels=512, but the extractor makes latents of 8"):
+        Wav2Vec2Pretraining(make(NearestQuantizer).wav2vec2, GumbelQuantizer())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"heads": 3}, "dim=16 is not divisible by heads=3"),
+        ({"positions_groups": 3}, "dim=16 is not divisible by groups=3"),
+    ],
+)
+def test_a_model_that_does_not_divide_is_refused(wrong: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Wav2Vec2(**{"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, **wrong})

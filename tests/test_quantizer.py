@@ -10,15 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
-from w2v_plugin.quantizer import (
-    GumbelQuantizer,
-    NearestQuantizer,
-    code_histogram,
-    mean,
-    mean_square,
-    perplexity,
-)
+from w2v_plugin.codes import code_counts, perplexity, principal_components
+from w2v_plugin.quantizer import GumbelQuantizer, NearestQuantizer, anneal_updates, gumbel_choice
 
 KINDS = pytest.mark.parametrize("kind", [GumbelQuantizer, NearestQuantizer])
 
@@ -48,9 +43,9 @@ def randn(*shape: int) -> Tensor:
 # --- codes and vectors ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("groups", "codes", "dim"), [(1, 1, 3), (2, 5, 6), (3, 7, 12), (4, 16, 4)])
+@pytest.mark.parametrize(("groups", "codes", "dim"), [(1, 2, 3), (2, 5, 6), (3, 7, 12), (4, 16, 4)])
 def test_nearest_is_the_nearest(groups: int, codes: int, dim: int) -> None:
-    """Brute force over all codes: vectors, codes, shares, commitment."""
+    """Brute force over all codes: vectors, codes, shares, commitment (a sum over frames)."""
     quantizer = make(NearestQuantizer, groups=groups, codes=codes, dim=dim)
     x = randn(3, 11, 8)
     out, z = quantizer(x), quantizer.project(x)
@@ -60,8 +55,8 @@ def test_nearest_is_the_nearest(groups: int, codes: int, dim: int) -> None:
     # (q - z) + z rounds once more than q; z is of order 1
     torch.testing.assert_close(out.vectors, nearest.flatten(2), rtol=0.0, atol=1e-14)
     torch.testing.assert_close(quantizer.distances(z), gaps.sum(-1), rtol=0.0, atol=1e-12)
-    expected = 1.25 * (z - nearest).square().mean()
-    torch.testing.assert_close(out.commitment, expected, rtol=0.0, atol=1e-13)
+    expected = 33 * 1.25 * (z - nearest).square().mean()
+    torch.testing.assert_close(out.commitment, expected, rtol=1e-12, atol=0.0)
     for g in range(groups):
         counts = torch.bincount(out.codes[..., g].flatten(), minlength=codes)
         torch.testing.assert_close(out.shares[g], counts / 33)
@@ -124,11 +119,11 @@ def test_commitment_draws_both_sides_at_their_rates() -> None:
     out, z = quantizer(x), quantizer.project(x)
     q = quantizer.codebook[torch.arange(2), out.codes]
     ours = torch.autograd.grad(out.commitment, parameters)
-    book = torch.autograd.grad((q - z.detach()).square().mean(), quantizer.codebook)
-    weight = torch.autograd.grad(0.25 * (z - q.detach()).square().mean(), parameters[1])
+    book = torch.autograd.grad(9 * (q - z.detach()).square().mean(), quantizer.codebook)
+    weight = torch.autograd.grad(9 * 0.25 * (z - q.detach()).square().mean(), parameters[1])
     for a, b in zip(ours, (*book, *weight), strict=True):
         torch.testing.assert_close(a, b, rtol=0.0, atol=1e-13)  # float64
-    assert torch.equal(ours[0].abs().sum(-1) > 0, code_histogram(out.codes, 5) > 0)
+    assert torch.equal(ours[0].abs().sum(-1) > 0, out.counts > 0)
 
 
 def test_gradient_reaches_gumbel_scores_and_codebook() -> None:
@@ -137,7 +132,7 @@ def test_gradient_reaches_gumbel_scores_and_codebook() -> None:
     out = quantizer(x)
     (out.vectors * randn(4, 6)).sum().backward()
     assert bool((quantizer.logits.weight.grad.abs().sum(1) > 0).all()) and x.grad.any()
-    used = code_histogram(out.codes, 5) > 0
+    used = code_counts(out.codes, 5, torch.ones(4, dtype=torch.bool)) > 0
     assert torch.equal(quantizer.codebook.grad.view(2, 5, 3).abs().sum(-1) > 0, used)
 
 
@@ -198,13 +193,14 @@ def test_nothing_masked_is_no_nan(kind: type) -> None:
     ):
         loss = out.diversity + out.commitment + out.vectors.sum()
         loss.backward()
-        assert math.isfinite(loss.item())
+        assert math.isfinite(loss.item()) and out.commitment.item() == 0.0
+        assert not out.counts.any()
+        quantizer.observe(out)
         assert all(
             bool(p.grad.isfinite().all()) for p in quantizer.parameters() if p.grad is not None
         )
     for _ in range(30):
         quantizer.after_update()
-    assert bool(mean(randn(0, 3)).eq(0).all()) and mean_square(randn(0)).item() == 0
 
 
 @KINDS
@@ -223,64 +219,283 @@ def test_no_tensor_over_frames_codes_and_width(kind: type) -> None:
 # --- staying alive -------------------------------------------------------------------------------
 
 
-def test_dead_codes_restart_on_data_and_living_ones_stay() -> None:
-    """After `restart_every` updates; every restarted code is one of the last latents."""
-    quantizer = make(NearestQuantizer, restart_every=3)
+def seen(quantizer: Any, *batches: Tensor, valid: Tensor | None = None) -> None:
+    """One update of several micro-batches."""
+    for x in batches:
+        quantizer.observe(quantizer(x, valid))
+    quantizer.after_update()
+
+
+MODES = pytest.mark.parametrize("codebook", ["loss", "ema"])
+
+
+@MODES
+def test_dead_codes_restart_on_data_and_living_ones_stay(codebook: str) -> None:
+    """After `restart_every` updates; a restarted code is a latent of any of the micro-batches."""
+    quantizer = make(NearestQuantizer, restart_every=3, codebook=codebook)
+    quantizer.FOLLOW_DECAY = 1.0  # so that living codes of both kinds stay where they are
     with torch.no_grad():
-        quantizer.codebook[:, 1:3] += 100.0  # far from everything
+        quantizer.start_from(quantizer.codebook * 100)  # far from everything
     before = quantizer.codebook.detach().clone()
-    x = randn(50, 8)
-    quantizer(x)
-    quantizer.running_usage[:] = torch.tensor([1.0, 0.0, 0.04, 0.06, 1.0])
+    batches = randn(50, 8), randn(30, 8)
+    usage = torch.tensor([1.0, 0.0, 0.04, 0.06, 1.0]).double()
     for update in range(1, 4):
-        assert torch.equal(quantizer.codebook, before)
-        quantizer.after_update()
+        torch.testing.assert_close(quantizer.codebook.detach(), before, rtol=1e-3, atol=0.0)
+        quantizer.running_usage[:] = usage
+        quantizer.USAGE_DECAY = 1.0
+        seen(quantizer, *batches)
         assert int(quantizer.updates) == update
-    after, z = quantizer.codebook.detach(), quantizer.project(x)
+    after, z = quantizer.codebook.detach(), quantizer.project(torch.cat(batches))
     for group in range(2):
-        assert torch.equal(after[group, [0, 3, 4]], before[group, [0, 3, 4]])
+        alive = [0, 3, 4]  # smoothing of counts moves an "ema" codebook by 1e-5
+        torch.testing.assert_close(after[group, alive], before[group, alive], rtol=1e-3, atol=0.0)
         for code in (1, 2):
             assert bool((z[:, group] == after[group, code]).all(-1).any())
     usage = quantizer.running_usage[0].tolist()
     assert usage[1] == usage[2] == 0.5 and usage[0] == 1.0
 
 
-def test_usage_is_a_running_mean_of_training_batches() -> None:
-    """In units of 1 / V; evaluation does not count; 0 never restarts."""
-    quantizer = make(NearestQuantizer, restart_every=0)
-    x = randn(40, 8)
-    shares = quantizer(x).shares
+def test_restarts_take_from_all_micro_batches_alike() -> None:
+    """A quarter of the latents, a quarter of the restarts; never a padded one."""
+    quantizer = make(NearestQuantizer, codes=400, restart_every=1)
+    first, second, padding = randn(25, 8), randn(75, 8), torch.full((1, 8), 30.0).double()
+    quantizer.running_usage.zero_()
+    quantizer.USAGE_DECAY = 1.0
+    valid = torch.ones(76, dtype=torch.bool)
+    valid[-1] = False
+    quantizer.observe(quantizer(first))
+    quantizer.observe(quantizer(torch.cat([second, padding]), valid))
+    quantizer.after_update()
+    z = quantizer.project(first)
+    from_first = (quantizer.codebook[0][:, None] == z[:, 0]).all(-1).any(1).double().mean()
+    assert abs(float(from_first) - 0.25) < 0.11  # standard error 0.022
+    everything = quantizer.project(torch.cat([first, second]))[:, 0]
+    assert bool((quantizer.codebook[0][:, None] == everything).all(-1).any(1).all())
+
+
+@MODES
+def test_usage_is_a_running_mean_of_updates(codebook: str) -> None:
+    """In units of 1 / V, of all micro-batches; evaluation does not count; 0 never restarts."""
+    quantizer = make(NearestQuantizer, restart_every=0, codebook=codebook)
+    x, y = randn(40, 8), randn(20, 8)
+    shares = quantizer(torch.cat([x, y])).shares
+    seen(quantizer, x, y)
     expected = 0.95 + 0.05 * 5 * shares.double()
-    torch.testing.assert_close(quantizer.running_usage.double(), expected, rtol=1e-6, atol=1e-6)
-    usage, book = quantizer.running_usage.clone(), quantizer.codebook.detach().clone()
+    torch.testing.assert_close(quantizer.running_usage, expected, rtol=1e-6, atol=1e-6)
+    state = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer.eval()(x)
-    assert torch.equal(quantizer.running_usage, usage)
+    quantizer.train()(x)
+    for name, value in quantizer.state_dict().items():
+        assert torch.equal(value, state[name]), name
     quantizer.running_usage.zero_()
     quantizer.after_update()
-    assert torch.equal(quantizer.codebook, book)
+    assert torch.equal(quantizer.codebook, state["codebook"])
 
 
-def test_temperature_decays_to_its_end() -> None:
-    """start * decay^updates, then constant; saved with the weights. Nearest has none."""
-    quantizer = make(GumbelQuantizer, temperature=(2.0, 0.5, 0.9))
-    for update in range(20):
-        assert quantizer.temperature == pytest.approx(max(2.0 * 0.9**update, 0.5))
+def test_recomputation_counts_once() -> None:
+    """Activation checkpointing runs `forward` twice; state and gradients are those of one."""
+    x, states, slopes = randn(40, 8).requires_grad_(), [], []
+    for recompute in (False, True):
+        quantizer = make(NearestQuantizer, restart_every=1)
+        out = checkpoint(quantizer, x, use_reentrant=False) if recompute else quantizer(x)
+        quantizer.observe(out)
+        (out.vectors.square().sum() + out.commitment + out.diversity).backward()
+        slopes.append(quantizer.codebook.grad.clone())
+        torch.manual_seed(0)
         quantizer.after_update()
-    other = make(GumbelQuantizer, temperature=(2.0, 0.5, 0.9))
-    other.load_state_dict(quantizer.state_dict())
-    assert other.temperature == 0.5 and make(NearestQuantizer).temperature == 0.0
+        states.append(quantizer.state_dict())
+    assert torch.equal(*slopes)
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_ema_codebook_is_the_running_mean_of_its_latents() -> None:
+    """Counts and sums with decay 0.99, Laplace smoothing 1e-5; by hand, code by code."""
+    quantizer = make(NearestQuantizer, restart_every=0, codebook="ema")
+    assert "codebook" not in dict(quantizer.named_parameters())
+    counts = torch.ones(2, 5, dtype=torch.float64)
+    sums = quantizer.codebook.clone()
+    for _ in range(3):
+        x, y = randn(30, 8), randn(11, 8)
+        out = quantizer(torch.cat([x, y]))
+        for g in range(2):
+            for v in range(5):
+                chose = out.projected[out.codes[:, g] == v, g]
+                counts[g, v] = 0.99 * counts[g, v] + 0.01 * len(chose)
+                sums[g, v] = 0.99 * sums[g, v] + 0.01 * chose.sum(0)
+        seen(quantizer, x, y)
+        n = counts.sum(1, keepdim=True)
+        smoothed = (counts + 1e-5) / (n + 5 * 1e-5) * n
+        expected = sums / smoothed[..., None]
+        torch.testing.assert_close(
+            quantizer.codebook, expected, rtol=1e-6, atol=1e-7
+        )  # 0.99 in f32
+
+
+def test_ema_codebook_has_commitment_only() -> None:
+    """0.25 |z - sg(q)|^2 and no gradient for the codebook; other losses are unchanged."""
+    ema, loss = (make(NearestQuantizer, codebook=mode) for mode in ("ema", "loss"))
+    x = randn(9, 8)
+    a, b = ema(x), loss(x)
+    assert torch.equal(a.vectors, b.vectors) and torch.equal(a.codes, b.codes)
+    torch.testing.assert_close(a.commitment, b.commitment / 5, rtol=1e-12, atol=0.0)
+    (a.commitment + a.vectors.sum()).backward()
+    assert ema.codebook.grad is None and ema.projection.weight.grad.any()
+
+
+@MODES
+def test_a_codebook_finds_clusters(codebook: str) -> None:
+    """Latents in 5 clusters, 5 equal codevectors: after 300 updates all are in use. (Not always
+    one for each cluster: two may share one, as in k-means.)"""
+    quantizer = make(NearestQuantizer, groups=1, dim=6, restart_every=5, codebook=codebook)
+    quantizer.USAGE_DECAY = 0.5  # finds dead codes sooner
+    centres = 3 * randn(5, 8)
+    with torch.no_grad():
+        quantizer.start_from(quantizer.codebook[:, :1].expand(-1, 5, -1).clone())
+    parameters = [quantizer.codebook] if codebook == "loss" else []
+    optimizer = torch.optim.SGD(parameters, lr=0.05) if parameters else None
+    for _ in range(300):
+        out = quantizer(centres.repeat(8, 1) + 0.05 * randn(40, 8))
+        quantizer.observe(out)
+        if optimizer is not None:
+            optimizer.zero_grad()
+            out.commitment.backward()
+            optimizer.step()
+        quantizer.after_update()
+    out = quantizer.eval()(centres.repeat(8, 1) + 0.05 * randn(40, 8))
+    assert out.usage.item() == 1.0 and out.code_perplexity.item() > 4
+
+
+@MODES
+def test_state_survives_a_checkpoint(codebook: str) -> None:
+    """A quantizer built from `config` and loaded goes on as the one that was saved."""
+    quantizer = make(NearestQuantizer, restart_every=2, codebook=codebook)
+    batches = [randn(40, 8) for _ in range(6)]
+    for x in batches[:3]:
+        seen(quantizer, x)
+    again = NearestQuantizer(**quantizer.config).double()
+    again.load_state_dict(quantizer.state_dict())
+    for resumed in (quantizer, again):
+        torch.manual_seed(3)
+        for x in batches[3:]:
+            seen(resumed, x)
+    for name, value in quantizer.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+# --- the temperature -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [0.5, 0.1])
+def test_temperature_is_the_published_one(end: float) -> None:
+    """max(2 * 0.999995^n, end) for the published run of 400 000 (600 000) updates."""
+    quantizer = make(
+        GumbelQuantizer, temperature=(2.0, end), anneal_updates=anneal_updates(2.0, end, 0.999995)
+    )
+    for update in (0, 1, 1000, 100_000, 277_258, 277_259, 400_000, 599_000, 600_000):
+        quantizer.updates.fill_(update)
+        published = max(2.0 * 0.999995**update, end)
+        assert quantizer.temperature == pytest.approx(published, rel=1e-12)
+    assert anneal_updates(2.0, 0.5, 0.999995) == pytest.approx(277_258.18, abs=0.005)  # the default
+    assert GumbelQuantizer(8).anneal_updates == 277_258.18
+    assert anneal_updates(1.0, 1.0, 1.0) == math.inf  # constant: any number of updates
+
+
+def test_temperature_scales_with_the_run() -> None:
+    """Half of the updates, the same temperature at half of them; then constant; saved."""
+    short, long = (make(GumbelQuantizer, anneal_updates=n) for n in (10, 20))
+    for _ in range(15):
+        assert short.temperature == pytest.approx(long.temperature, rel=1e-12)
+        assert short.temperature >= 0.5
+        short.after_update()
+        long.after_update()
+        long.after_update()
+    assert short.temperature == 0.5 and make(NearestQuantizer).temperature == 0.0
+    other = GumbelQuantizer(**short.config).double()
+    other.load_state_dict(short.state_dict())
+    assert other.temperature == 0.5
+
+
+def test_gumbel_choice_has_the_gradient_of_the_soft_choice() -> None:
+    """Forward one-hot, backward softmax((scores + noise) / temperature)."""
+    scores, direction = randn(6, 5).requires_grad_(), randn(6, 5)
+    torch.manual_seed(1)
+    hard = gumbel_choice(scores, torch.tensor(0.7, dtype=torch.float64))
+    torch.manual_seed(1)
+    noise = -(-torch.rand_like(scores).log()).log()
+    soft = ((scores + noise) / 0.7).softmax(-1)
+    one_hot = torch.nn.functional.one_hot(soft.argmax(-1), 5).double()
+    torch.testing.assert_close(hard, one_hot, rtol=0.0, atol=1e-15)
+    ours, theirs = (torch.autograd.grad(x, scores, direction)[0] for x in (hard, soft))
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-14)
+
+
+# --- starting ------------------------------------------------------------------------------------
+
+
+@MODES
+def test_starting_from_data_needs_as_many_frames_as_codes(codebook: str) -> None:
+    """And then every code is the projection of a latent."""
+    quantizer = make(NearestQuantizer, codes=20, codebook=codebook)
+    with pytest.raises(ValueError, match="19 frames, expected at least codes=20"):
+        quantizer.init_from_data(randn(19, 8))
+    latents = randn(20, 8)
+    quantizer.init_from_data(latents)
+    z = quantizer.project(latents)
+    assert bool((quantizer.codebook[1][:, None] == z[:, 1]).all(-1).any(1).all())
+    if codebook == "ema":
+        assert torch.equal(quantizer.code_sums, quantizer.codebook)
+
+
+def test_principal_components_leave_out_what_hardly_varies() -> None:
+    """Unit variance, uncorrelated, 95 % of the variance."""
+    latents = randn(4000, 6) * torch.tensor([5.0, 4.0, 3.0, 0.1, 0.1, 0.1]).double() + 7
+    found = latents @ principal_components(latents).t()
+    expected = torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(torch.cov(found.t()), expected, rtol=0.0, atol=1e-10)
 
 
 @KINDS
-def test_starting_from_data_uses_the_codebook(kind: type) -> None:
-    """Gaussian latents spread over more than a third of the codes."""
-    quantizer = make(kind, 16, codes=20, dim=16)
-    latents, directions = 3 + 2 * randn(600, 16), randn(10, 16)
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("codes", [20, 160])
+def test_starting_from_data_uses_the_codebook(kind: type, codes: int, given: bool) -> None:
+    """Gaussian latents spread over more than a third of the codes, loudness or not."""
+    quantizer = make(kind, 16, codes=codes, dim=16)
+    latents, directions = 3 + 2 * randn(60 * codes, 16), randn(10, 16) if given else None
     quantizer.init_from_data(latents, directions)
-    assert bool((quantizer.eval()(latents).code_perplexity > 20 / 3).all())
+    assert bool((quantizer.eval()(latents).code_perplexity > codes / 3).all())
+
+
+# --- what cannot be ------------------------------------------------------------------------------
 
 
 @KINDS
-def test_groups_must_divide_the_width(kind: type) -> None:
-    with pytest.raises(ValueError, match="dim=7 is not divisible by groups=2"):
-        kind(8, groups=2, codes=5, dim=7)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dim": 7}, "dim=7 is not divisible by groups=2"),
+        ({"groups": 0}, "not divisible by groups=0"),
+        ({"dim": 0}, "dim=0"),
+        ({"codes": 1}, "codes=1, expected at least 2"),
+    ],
+)
+def test_impossible_shapes_are_refused(kind: type, wrong: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(8, **{"groups": 2, "codes": 5, "dim": 6, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (GumbelQuantizer, {"temperature": (0.5, 2.0)}, "start >= end > 0"),
+        (GumbelQuantizer, {"temperature": (2.0, 0.0)}, "start >= end > 0"),
+        (GumbelQuantizer, {"temperature": (2.0, 0.5, 0.999995)}, "start, end"),
+        (GumbelQuantizer, {"anneal_updates": 0}, "anneal_updates=0"),
+        (NearestQuantizer, {"codebook": "mean"}, "codebook='mean', expected 'loss' or 'ema'"),
+        (NearestQuantizer, {"restart_every": -1}, "restart_every=-1"),
+        (NearestQuantizer, {"commitment": -0.1}, "commitment=-0.1"),
+    ],
+)
+def test_impossible_settings_are_refused(kind: type, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(8, **wrong)

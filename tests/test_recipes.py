@@ -5,8 +5,10 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,15 +95,60 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_yaml_loads(path: Path) -> None:
+def test_every_yaml_loads(path: Path, tmp_path: Path) -> None:
     """With placeholders filled; BASE and LARGE are only built as empty shapes."""
     if path.parent.name == "model":
         with torch.device("meta"):
             assert load_hyperpyyaml(f"wav2vec2: !include:{path}\n")["wav2vec2"].config
         return
     needed = re.findall(r"^(\w+): !PLACEHOLDER", path.read_text(), re.M)
+    filled = {**dict.fromkeys(needed, "x"), "output_folder": str(tmp_path)}
     with path.open() as file, torch.device("cpu" if path.stem == "tiny" else "meta"):
-        assert load_hyperpyyaml(file, dict.fromkeys(needed, "x"))["modules"]
+        assert load_hyperpyyaml(file, filled)["modules"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "hparams/pretrain").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_pretraining_recipe_steps(path: Path, manifest: Path, tmp_path: Path) -> None:
+    """Its own losses, optimizers, masks and chunks, on a model of a few thousand parameters."""
+    csv = f"{{a: {manifest}, b: {manifest}}}" if path.stem == "multilingual" else str(manifest)
+    argv = [
+        *(str(path), *QUIET, f"--train_csv={csv}", f"--valid_csv={manifest}"),
+        *(f"--output_folder={tmp_path}", f"--wav2vec2={SMALL}", "--num_workers=0"),
+        *("--quantizer={channels: 8, codes: 20, dim: 8}", "--updates=2", "--valid_every=2"),
+        *("--log_every=1", "--batch_s=3", "--crop_s=1", "--min_s=0.1", "--warm_start_updates=0"),
+        *("--grad_accumulation_factor=2", "--activation_checkpointing=True"),
+    ]
+    recipe("pretrain")(argv)
+    assert len(losses(tmp_path)) == 2 and all(map(math.isfinite, losses(tmp_path).values()))
+    plan = (tmp_path / "log.txt").read_text()
+    assert "Audio per update: 0.001667 h" in plan and "2 updates hear 0.003333 h" in plan
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "hours", "parameters"),
+    [
+        ("base_librispeech", 8, 1.556, 95.04),
+        ("base_streaming", 8, 1.556, 95.05),
+        ("large_librivox", 8, 2.667, 317.39),
+        ("multilingual", 8, 2.667, 317.39),
+        ("small_gpu", 1, 0.2, 22.65),
+        ("tiny", 1, 1 / 300, 1.03),
+        ("tiny_gumbel", 1, 1 / 300, 1.12),
+    ],
+)
+def test_published_sizes(
+    name: str, processes: int, hours: float, parameters: float, tmp_path: Path
+) -> None:
+    """Hours of audio per update (1.4 M samples x 64; 1.2 M x 128) and millions of parameters."""
+    needed = {"train_csv": "x", "valid_csv": "x", "output_folder": str(tmp_path)}
+    with (ROOT / f"hparams/pretrain/{name}.yaml").open() as file, torch.device("meta"):
+        h = load_hyperpyyaml(file, needed)
+    seconds = h["batch_s"] * h.get("grad_accumulation_factor", 1) * processes
+    assert seconds / 3600 == pytest.approx(hours, rel=1e-3)
+    count = sum(p.numel() for p in h["model"].parameters())
+    assert count / 1e6 == pytest.approx(parameters, abs=0.01)
 
 
 def test_files_join_the_steps(manifest: Path, tmp_path: Path) -> None:
@@ -196,26 +243,53 @@ def test_a_lost_file_does_not_end_the_run(manifest: Path, tmp_path: Path) -> Non
     assert "9 utterances, 0.00 h; 1 left out" in log
 
 
-def test_two_processes_train_together(manifest: Path, tmp_path: Path) -> None:
-    """torchrun with gloo on CPUs, both stages."""
-    port = 29500 + os.getpid() % 1000
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    launcher += [f"--master_port={port}"]
-    backend = "--distributed_backend=gloo"
-    for name, argv in (
-        ("pretrain", pretraining(manifest, tmp_path / "a", backend)),
-        (
-            "finetune_ctc",
-            tuning(manifest, tmp_path / "b", backend, f"--pretrained={tmp_path}/a/model"),
-        ),
-    ):
-        done = subprocess.run(
-            [*launcher, str(ROOT / "recipes" / f"{name}.py"), *argv],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert len(losses(tmp_path / "a")) == 6
-    assert (tmp_path / "b" / "results.json").is_file()
+def test_dry_run_trains_nothing(manifest: Path, tmp_path: Path) -> None:
+    """The plan is in the log, with what was measured; no update was done, no model written."""
+    recipe("pretrain")([*pretraining(manifest, tmp_path / "a"), "--dry_run"])
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert re.search(
+        r"Cost: [\d.e-]+ s per update and [\d,]+ MiB in each process \(cpu, fp32\)", log
+    )
+    assert "6 updates hear" in log and "3 updates of warm start" in log
+    left = {path.name for path in (tmp_path / "a").iterdir()}
+    assert not left & {"model", "warm_start", "steps.jsonl", "tensorboard"}
+
+
+@pytest.mark.slow  # minutes in the C++ compiler
+def test_compiled_layers_train_alike(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses of six updates with and without: no dropout, float32 products in another order."""
+    calls: list[bool] = []
+    plain = torch.nn.Module.compile
+    spy = lambda self, **how: (calls.append(True), plain(self, **how))  # noqa: E731
+    monkeypatch.setattr(torch.nn.Module, "compile", spy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's compiler uses what PyTorch deprecates
+        for name, compiled in (("a", "False"), ("b", "True")):
+            argv = pretraining(manifest, tmp_path / name, f"--compile_layers={compiled}")
+            argv[argv.index(f"--wav2vec2={SMALL}")] = f"--wav2vec2={SMALL[:-1]}, dropout: 0.0}}"
+            recipe("pretrain")(argv)
+    assert calls == [True]
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-3)
+
+
+def test_two_processes_fine_tune_together(manifest: Path, tmp_path: Path) -> None:
+    """torchrun with gloo on CPUs; pretraining is in test_distributed.py."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+            *(f"--master_port={port}", str(ROOT / "recipes" / "finetune_ctc.py")),
+            *tuning(manifest, tmp_path, "--distributed_backend=gloo"),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len(losses(tmp_path)) == 6
+    assert (tmp_path / "results.json").is_file()

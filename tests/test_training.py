@@ -46,7 +46,8 @@ def test_progress_survives_a_checkpoint(tmp_path: Path) -> None:
     """By SpeechBrain's Checkpointer, as any other recoverable."""
     progress = Progress()
     assert (progress.audio_s, progress.seconds) == (0.0, 0.0)
-    progress.audio_s, progress.seconds = 123.5, 7.25
+    progress.samples, progress.seconds = torch.tensor(1_976_000), 7.25
+    assert progress.audio_s == 123.5
     Checkpointer(tmp_path, {"progress": progress}).save_checkpoint()
     fresh = Progress()
     Checkpointer(tmp_path, {"progress": fresh}).recover_if_possible()

@@ -105,3 +105,16 @@ def test_directions_have_unit_variance_and_start_a_quantizer() -> None:
     with torch.no_grad():
         quantizer.init_from_data(latents, directions)
         assert bool((quantizer(latents).code_perplexity > 4).all())
+
+
+def test_what_never_learns_stays_frozen() -> None:
+    """The idle positions of a conformer, as before the warm start; the rest learns again."""
+    torch.manual_seed(0)
+    shape = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "channels": (16,) * 7}
+    wav2vec2 = Wav2Vec2(**shape, conformer="relative", norm_first=True)
+    before = {name: p.requires_grad for name, p in wav2vec2.named_parameters()}
+    regression = MelRegression(wav2vec2)
+    assert not wav2vec2.mask_embedding.requires_grad
+    regression.release()
+    assert {name: p.requires_grad for name, p in wav2vec2.named_parameters()} == before
+    assert not all(before.values()) and any(before.values())

@@ -33,6 +33,7 @@ __all__ = [
     "Wav2Vec2CTC",
     "Wav2Vec2Encoder",
     "Wav2Vec2Pretraining",
+    "Wav2Vec2Units",
     "Windows",
     "__version__",
     "align",
@@ -41,6 +42,7 @@ __all__ = [
     "export_onnx",
     "load_checkpoint",
     "load_ngrams",
+    "load_pretraining",
     "load_torchaudio",
     "load_vocabulary",
     "optimize",
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from w2v_plugin.beam import BeamSearch
     from w2v_plugin.checkpoints import load_checkpoint, load_vocabulary
     from w2v_plugin.compression import optimize
-    from w2v_plugin.conversion import convert
+    from w2v_plugin.conversion import convert, load_pretraining
     from w2v_plugin.ctc import Wav2Vec2CTC
     from w2v_plugin.hf_export import export_hf
     from w2v_plugin.interfaces import Wav2Vec2ASR, Wav2Vec2Encoder
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from w2v_plugin.pretraining import Wav2Vec2Pretraining
     from w2v_plugin.torchaudio_checkpoints import load_torchaudio
     from w2v_plugin.transcripts import Transcript
+    from w2v_plugin.unit_models import Wav2Vec2Units
 
 _HOMES = {
     "attention": ("ChunkConfig",),
@@ -82,8 +85,9 @@ _HOMES = {
     "languages": ("set_language",),
     "checkpoints": ("load_checkpoint", "load_vocabulary"),
     "onnx_export": ("export_onnx",),
-    "conversion": ("convert",),
+    "conversion": ("convert", "load_pretraining"),
     "interfaces": ("Wav2Vec2ASR", "Wav2Vec2Encoder"),
+    "unit_models": ("Wav2Vec2Units",),
 }
 
 

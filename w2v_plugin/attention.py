@@ -1,7 +1,11 @@
-"""Multi-head self-attention, full or in chunks, on PyTorch's fused kernels.
+"""Multi-head self-attention, full or in chunks.
 
 A chunked query sees every key of its own chunk, `left` frames before the chunk, and nothing
 after it. Look-ahead does not add up over layers, because all layers share one chunk grid.
+
+Attention itself is PyTorch's fused kernel, except with dropout on a CPU, which that kernel does not
+know there; what takes its place stores every weight several times. `attend_by_heads` goes head by
+head, while the weights of a head are in the cache, and computes them again for the backward pass.
 """
 
 from __future__ import annotations
@@ -12,6 +16,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from w2v_plugin.linear import Linear, fast, keep_mask
+from w2v_plugin.products import product
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,82 @@ def packed_parts(
     return parts
 
 
+class _AttendByHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        y = torch.empty_like(q)
+        keep, scale = None, 1.0
+        if dropout > 0:
+            keep, scale = keep_mask((*q.shape[:3], k.shape[2]), dropout)
+        for at in heads_of(q):
+            weights = attention_weights(q[at], k[at], mask, at)
+            if keep is not None:
+                weights.mul_(keep[at])
+            y[at] = product(weights, v[at].t())
+        ctx.save_for_backward(q, k, v, mask, keep)  # type: ignore[arg-type]
+        ctx.scale = scale  # type: ignore[attr-defined]
+        return y.mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, mask, keep = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        grad = grad.contiguous() * ctx.scale  # type: ignore[attr-defined]
+        for at in heads_of(q):
+            weights = attention_weights(q[at], k[at], mask, at)
+            grad_weights = product(grad[at], v[at])
+            kept = weights
+            if keep is not None:
+                grad_weights.mul_(keep[at])
+                kept = weights * keep[at]
+            grad_v[at] = product(kept.t(), grad[at].t())
+            scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_q[at] = product(scores, k[at].t())
+            grad_k[at] = product(scores.t(), q[at].t())
+        factor = q.shape[-1] ** -0.5
+        return grad_q.mul_(factor), grad_k.mul_(factor), grad_v, None, None
+
+
+def heads_of(q: Tensor) -> list[tuple[int, int]]:
+    """Indices of all heads of (batch, heads, frames, d)."""
+    return [(row, head) for row in range(q.shape[0]) for head in range(q.shape[1])]
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, at: tuple[int, int]) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of one head, (frames, d) each; `mask` is that of the batch."""
+    scores = product(q * q.shape[-1] ** -0.5, k)
+    if mask is not None:
+        scores.masked_fill_(~mask[at[0] if len(mask) > 1 else 0, 0], float("-inf"))
+    return scores.softmax(-1)
+
+
+def attend_by_heads(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v with dropout on the weights, for training on a CPU.
+
+    Parameters
+    ----------
+    q, k, v : Tensor
+        (batch, heads, frames, d), float32, without gaps.
+    mask : Tensor or None
+        As from `attention_mask`.
+    dropout : float
+        Share of the weights that are set to zero.
+
+    Example
+    -------
+    >>> q, k, v = torch.randn(3, 2, 4, 7, 8)
+    >>> expected = F.scaled_dot_product_attention(q, k, v)
+    >>> torch.allclose(attend_by_heads(q, k, v, None), expected, atol=1e-5)
+    True
+    """
+    return _AttendByHeads.apply(q, k, v, mask, dropout)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with biases on all four projections.
 
@@ -103,10 +187,10 @@ class SelfAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"dim={dim} is not divisible by heads={heads}.")
         self.heads, self.dropout = heads, dropout
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.k = Linear(dim, dim)
+        self.v = Linear(dim, dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | None) -> Tensor:
         """x (batch, frames, dim); mask as from `attention_mask`, or the utterances in one row."""
@@ -127,4 +211,6 @@ class SelfAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(q k / sqrt(d)) v of (batch, heads, frames, d)."""
         dropout = self.dropout if self.training else 0.0
+        if dropout > 0 and torch.is_grad_enabled() and fast(q):
+            return attend_by_heads(q.contiguous(), k.contiguous(), v.contiguous(), mask, dropout)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

@@ -10,7 +10,9 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import soundfile
 import torch
@@ -21,6 +23,7 @@ from w2v_plugin.errors import BadAudio
 from w2v_plugin.frames import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, absolute_lengths, valid_frames
 
 BLOCK_S = 10  # seconds that are decoded at a time
+RUN_UP_MS = 200  # decoded before a window: mp3 and Opus need what was before to get going
 LARGEST_FILTER = 3 * 10**8  # values
 UNKNOWN_SIZE = 0x7FFF0000  # what programs that write wav into a pipe claim, and more
 
@@ -72,29 +75,83 @@ def read_blocks(path: str | Path) -> Iterator[Tensor]:
         raise BadAudio(_too_short(str(path), samples))
 
 
+def read_window(source: str | Path | BinaryIO, start: int, samples: int, name: str = "") -> Tensor:
+    """Read a part of a file; what lies before it is not decoded.
+
+    Parameters
+    ----------
+    source : str, Path or binary file
+        As for `read_audio`, or an open file that can seek.
+    start, samples : int
+        In samples at 16 kHz.
+    name : str
+        What errors call the source; by default its path.
+
+    Returns
+    -------
+    Tensor
+        (at most `samples`,) float32, as cut out of all of it; fewer where the file ends.
+
+    Raises
+    ------
+    BadAudio
+        As `read_audio`, of what was read; a file that is damaged elsewhere is not noticed.
+
+    Example
+    -------
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> soundfile.write(file, torch.arange(4800).div(4800).numpy(), 48000, format="WAV")
+    >>> read_window(file, 1000, 200).shape
+    torch.Size([200])
+    """
+    name = name or str(source)
+    if isinstance(source, (str, Path)) and not os.path.isfile(source):
+        raise BadAudio(f"{name}: no such file. Check the path or the manifest that names it.")
+    with _decoding(name):
+        if not isinstance(source, (str, Path)):
+            source.seek(0)
+        with soundfile.SoundFile(source if hasattr(source, "read") else str(source)) as sound:
+            rate = sound.samplerate
+            unit = Resampler(rate).unit * (RUN_UP_MS // 20)
+            out_unit = unit * SAMPLE_RATE // rate
+            first = max(start // out_unit - 1, 0)  # whole units: times that both rates have
+            last = -(-(start + samples) // out_unit) + 1
+            sound.seek(min(first * unit, sound.frames))
+            data = sound.read((last - first) * unit, "float32", always_2d=True)
+    wav = resample(torch.from_numpy(data).mean(dim=1), rate)
+    return _finite(wav[start - first * out_unit :][:samples], name)
+
+
 def _decode(path: Path) -> Iterator[Tensor]:
     """Decoded and resampled blocks."""
-    try:
-        with soundfile.SoundFile(str(path)) as sound:
-            expected, read = _promised(sound), 0
-            resampler = Resampler(sound.samplerate)
-            while len(data := sound.read(BLOCK_S * sound.samplerate, "float32", always_2d=True)):
-                read += len(data)
-                yield resampler.feed(torch.from_numpy(data).mean(dim=1))
-            yield resampler.finish()
-    except BadAudio as error:
-        raise BadAudio(f"{path}: {error}") from error
-    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        reason = str(error).split(": ")[-1].strip().rstrip(".") or "its data breaks off"
-        raise BadAudio(
-            f"{path}: cannot be decoded ({reason}). Expected wav, flac, ogg or mp3; "
-            "is the file complete and really audio?"
-        ) from error
+    with _decoding(str(path)), soundfile.SoundFile(str(path)) as sound:
+        expected, read = _promised(sound), 0
+        resampler = Resampler(sound.samplerate)
+        while len(data := sound.read(BLOCK_S * sound.samplerate, "float32", always_2d=True)):
+            read += len(data)
+            yield resampler.feed(torch.from_numpy(data).mean(dim=1))
+        yield resampler.finish()
     if 0 < read < expected < 2**62:
         raise BadAudio(
             f"{path}: truncated: {read} samples were read, its header promises {expected}. "
             "Copy or download it again."
         )
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """What decoders raise -> BadAudio."""
+    try:
+        yield
+    except BadAudio as error:
+        raise BadAudio(f"{name}: {error}") from error
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        reason = str(error).split(": ")[-1].strip().rstrip(".") or "its data breaks off"
+        raise BadAudio(
+            f"{name}: cannot be decoded ({reason}). Expected wav, flac, ogg or mp3; "
+            "is the file complete and really audio?"
+        ) from error
 
 
 def _promised(sound: soundfile.SoundFile) -> int:

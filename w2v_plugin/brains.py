@@ -6,6 +6,9 @@ Stock SpeechBrain, by its hooks: `compute_forward`, `compute_objectives`, `freez
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import speechbrain as sb
@@ -16,34 +19,37 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import Tensor, nn
 
 from w2v_plugin.attention import ChunkConfig
-from w2v_plugin.data import crop
+from w2v_plugin.codes import perplexity
 from w2v_plugin.decoding import greedy
 from w2v_plugin.errors import TrainingCollapsed
-from w2v_plugin.frames import SAMPLE_RATE
 from w2v_plugin.model import Wav2Vec2Output
 from w2v_plugin.pretraining import PretrainingOutput
-from w2v_plugin.quantizer import perplexity
+from w2v_plugin.ranks import all_sum
 from w2v_plugin.training import StepBrain
+
+logger = logging.getLogger(__name__)
 
 
 class WarmStartBrain(StepBrain):
-    """Trains `MelRegression`. Further hyperparameters: `lr`, `crop_s`."""
+    """Trains `MelRegression` on cropped batches. Further hyperparameters: `lr`, `crop_s`."""
 
     def compute_forward(self, batch: PaddedBatch, stage: sb.Stage) -> Tensor:
         wavs, wav_lens = batch.to(self.device).sig
-        return self.modules.model(*crop(wavs, wav_lens, int(self.hparams.crop_s * SAMPLE_RATE)))
+        return self.modules.model(wavs, None if stage == sb.Stage.TRAIN else wav_lens)
 
     def compute_objectives(
         self, predictions: Tensor, batch: PaddedBatch, stage: sb.Stage
     ) -> Tensor:
-        return predictions
+        return self.mean_loss(predictions, torch.ones((), device=predictions.device))
 
 
 class PretrainBrain(StepBrain):
     """Contrastive pretraining of `modules.model`, a `Wav2Vec2Pretraining`.
 
     Further hyperparameters: `lr`, `slow_lr` (extractor and quantizer projection), `crop_s`,
-    and optionally `chunk_sampler`.
+    and optionally `chunk_sampler` and `stop_on_collapse` (False: only warn).
+
+    What it logs are means over the masked frames of all micro-batches and ranks of an update.
     """
 
     def learning_rates(self) -> dict[str, tuple[list[nn.Parameter], float]]:
@@ -56,26 +62,24 @@ class PretrainBrain(StepBrain):
 
     def compute_forward(self, batch: PaddedBatch, stage: sb.Stage) -> PretrainingOutput:
         wavs, wav_lens = batch.to(self.device).sig
-        if stage == sb.Stage.TRAIN:
-            wavs, wav_lens = crop(wavs, wav_lens, int(self.hparams.crop_s * SAMPLE_RATE))
+        if stage == sb.Stage.TRAIN:  # cropped: nothing is padding
             chunk = sample_chunk(self.hparams, stage)
-            logged = (self.optimizer_step + 1) % self.hparams.log_every == 0
-            return self.modules.model(wavs, wav_lens, chunk=chunk, chance=logged)
+            return self.modules.model(wavs, None, chunk=chunk, chance=self.logged)
         generator = torch.Generator(wavs.device).manual_seed(self.step)
         return self.modules.model(wavs, wav_lens, chance=True, generator=generator)
 
     def compute_objectives(
         self, predictions: PretrainingOutput, batch: PaddedBatch, stage: sb.Stage
     ) -> Tensor:
-        contrastive, count = predictions.contrastive, predictions.contrastive.count
-        if stage != sb.Stage.TRAIN:
-            self.sums["loss"] += float(contrastive.loss)
-            self.sums["correct"] += float(contrastive.correct)
-            self.sums["chance"] += float(predictions.chance)  # type: ignore[arg-type]
-            self.sums["count"] += float(count)
-            self.sums["shared"] += float(contrastive.shared * count)
-            self.sums["shares"] += predictions.quantized.shares * count
-        return self.mean_loss(predictions.loss, count)
+        if stage == sb.Stage.TRAIN:
+            self.model.quantizer.observe(predictions.quantized)
+            if (self.step - 1) % self.grad_accumulation_factor == 0:
+                self.update_sums: dict[str, Any] = defaultdict(float)
+        sums = self.update_sums if stage == sb.Stage.TRAIN else self.sums
+        if stage != sb.Stage.TRAIN or self.logged:
+            for name, value in tally(predictions).items():
+                sums[name] = sums[name] + value
+        return self.mean_loss(predictions.loss, predictions.contrastive.count)
 
     def on_fit_batch_end(
         self, batch: PaddedBatch, outputs: PretrainingOutput, loss: Tensor, should_step: bool
@@ -85,58 +89,105 @@ class PretrainBrain(StepBrain):
         super().on_fit_batch_end(batch, outputs, loss, should_step)
 
     def describe(self, outputs: PretrainingOutput, loss: Tensor) -> dict[str, float]:
-        contrastive, quantized = outputs.contrastive, outputs.quantized
-        count = contrastive.count.clamp(min=1)
-        record = {
-            "loss": loss.item(),
-            "contrastive": (contrastive.loss / count).item(),
-            "accuracy": (contrastive.correct / count).item(),
-            "diversity": quantized.diversity.item(),
-            "commitment": quantized.commitment.item(),
-            "feature_penalty": outputs.penalty.item(),
-            "code_perplexity": quantized.code_perplexity.mean().item(),
-            "prob_perplexity": quantized.prob_perplexity.mean().item(),
-            "codes_used": quantized.usage.mean().item(),
-            "shared_negatives": contrastive.shared.item(),
-            "masked_share": (outputs.mask.sum() / outputs.frame_lengths.sum()).item(),
-            "temperature": self.model.quantizer.temperature,
-        }
-        if outputs.chance is not None:
-            record["chance"] = (outputs.chance / count).item()
-        check_collapse(record, count.item())
+        sums = {name: all_sum(value) for name, value in self.update_sums.items()}
+        record = {"loss": self.mean_of_update(), **means(sums)}
+        record["masked_share"] = float(sums["masked"] / sums["frames"])
+        record["temperature"] = self.model.quantizer.temperature
+        self.check_collapse(record, float(sums["count"]))
         return record
 
     def score(self, stage_loss: float) -> dict[str, float]:
-        count = max(self.sums["count"], 1)
-        shares = self.sums["shares"] / count  # (groups, codes)
-        return {
-            "loss": self.sums["loss"] / count,
-            "accuracy": self.sums["correct"] / count,
-            "chance": self.sums["chance"] / count,
-            "code_perplexity": float(perplexity(shares).mean()),
-            "codes_used": float((shares > 0).float().mean()),
-            "shared_negatives": self.sums["shared"] / count,
-        }
+        scores = means(self.sums)
+        names = ("accuracy", "chance", "code_perplexity", "least_perplexity", "codes_used")
+        kept = {name: scores[name] for name in (*names, "shared_negatives")}
+        return {"loss": scores["contrastive"], **kept}
 
     def save(self, scores: dict[str, float]) -> None:
-        check_collapse({**scores, "contrastive": scores["loss"]}, self.sums["count"])
+        record = {**scores, "contrastive": scores["loss"]}
+        self.check_collapse(record, float(self.sums["count"]))
         self.checkpointer.save_and_keep_only(meta=scores, max_keys=["accuracy"])
 
+    def check_collapse(self, record: dict[str, float], frames: float) -> None:
+        """Stop a collapsed run, unless `stop_on_collapse` says to go on with a warning."""
+        stop = getattr(self.hparams, "stop_on_collapse", True)
+        check_collapse(record, frames, self.model.quantizer.codes, stop=stop)
 
-def check_collapse(record: dict[str, float], frames: float) -> None:
-    """Stop when one code stands for everything in at least 30 masked frames.
+
+def tally(out: PretrainingOutput) -> dict[str, Tensor]:
+    """What a batch adds to the sums over masked frames from which all that is logged is made."""
+    contrastive, quantized, count = out.contrastive, out.quantized, out.contrastive.count
+    sums = {
+        "count": count,
+        "contrastive": contrastive.loss,
+        "accuracy": contrastive.correct,
+        "shared_negatives": contrastive.shared * count,
+        "diversity": quantized.diversity * count,
+        "prob_perplexity": quantized.prob_perplexity.mean() * count,
+        "commitment": quantized.commitment,
+        "feature_penalty": out.penalty,
+        "codes": quantized.counts,
+        "masked": out.mask.sum(),
+        "frames": out.frame_lengths.sum(),
+    }
+    if out.chance is not None:
+        sums["chance"] = out.chance
+    return {name: value.detach().float() for name, value in sums.items()}
+
+
+def means(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over masked frames, and what the codes say: the best ones, without noise."""
+    count = max(float(sums["count"]), 1.0)
+    codes = sums["codes"]
+    perplexities = perplexity(codes / codes.sum(1, keepdim=True).clamp(min=1))
+    apart = ("count", "codes", "masked", "frames")
+    return {
+        **{name: float(value) / count for name, value in sums.items() if name not in apart},
+        "code_perplexity": float(perplexities.mean()),
+        "least_perplexity": float(perplexities.min()),
+        "codes_used": float((codes > 0).float().mean()),
+    }
+
+
+COLLAPSED = 2.0  # codes in effect (perplexity)
+FEW = 0.05  # of all codes
+
+
+def check_collapse(
+    record: dict[str, float], frames: float, codes: int, *, stop: bool = True
+) -> None:
+    """Stop when one code stands for everything in at least 30 masked frames; warn before.
 
     Then all negatives equal the positive and are left out, and the loss is 0.000: it looks like
     success. The codes without noise tell.
     """
-    if record["code_perplexity"] >= 2.0 or frames < 30:
+    perplexity, least = record["code_perplexity"], record["least_perplexity"]
+    if frames < 30 or least >= max(COLLAPSED, FEW * codes):
         return
-    raise TrainingCollapsed(
-        f"The codebook collapsed: code perplexity {record['code_perplexity']:.2f} (1 = a single "
-        f"code), contrastive loss {record['contrastive']:.3f}, accuracy {record['accuracy']:.3f}. "
-        "The loss means nothing from here on. Start again with a lower lr, a warm start "
-        "(warm_start_updates), a lower penalty_weight or a higher diversity_weight."
+    seen = (
+        f"code perplexity {perplexity:.2f} of {codes} (1 = a single code), {least:.2f} in the "
+        f"poorest group; contrastive loss {record['contrastive']:.3f}, accuracy "
+        f"{record['accuracy']:.3f}. "
     )
+    remedy = (
+        "a lower lr or slow_lr, a warm start (warm_start_updates), codes that start from data "
+        "(init_codes), a lower penalty_weight, a higher diversity_weight (Gumbel) or a smaller "
+        "restart_every (nearest)."
+    )
+    if perplexity >= COLLAPSED:
+        logger.warning(
+            "Few codes are left: %sTargets that are all alike teach nothing. If this does not "
+            "rise, start again with %s",
+            seen,
+            remedy,
+        )
+        return
+    message = (
+        f"The codebook collapsed: {seen}All negatives equal the true target and are left out, so "
+        f"that the loss means nothing from here on. Start again with {remedy}"
+    )
+    if stop:
+        raise TrainingCollapsed(message + " stop_on_collapse: False goes on all the same.")
+    logger.warning("%s Going on, as stop_on_collapse: False says.", message)
 
 
 class CTCBrain(StepBrain):

@@ -1,4 +1,4 @@
-"""The command line: `w2v transcribe`, `align`, `embed`, `convert` and `export`.
+"""The command line: `w2v transcribe`, `align`, `embed`, `units`, `convert` and `export`.
 
 Results go to stdout or where `--out` says, in the order of the files; everything else goes to
 stderr. Exit status: 0 all files done, 1 some could not be used, 2 wrong call or no model, 130
@@ -76,6 +76,22 @@ examples:
 output: vectors/talk.npy, float32 (frames, dim) with 50 frames per second, or (dim,) with --pool;
 several layers come first: (layers, frames, dim). A folder given as INPUT keeps its structure. With
 --format npz or parquet, one file holds all, under the same names. On stdout: path, tab, name.
+"""
+UNITS = """\
+examples:
+  w2v units corpus/ --model facebook/wav2vec2-base --dedup --out units.tsv
+  w2v units train.csv --model runs/pretrain/model --group 0 --format json > units.jsonl
+  w2v units talk.wav --model runs/ctc/model --kmeans runs/units/kmeans/ctc-layer-3-100.safetensors
+
+formats:
+  text  path, tab, the units of all 20 ms frames; of a single file on stdout the units alone.
+        With --dedup, equal neighbors are one: unit:frames
+  json  one object a line: path, duration, units; with --dedup also durations, in frames
+
+Pretraining saves a quantizer, with a code of each group per frame; the joint code of two groups of
+V codes is z0 * V + z1. Any model gives units by k-means, with a file of recipes/units.py, which
+knows its layer. At the end, stderr tells how many codes are used, and the bitrate: entropy of a
+unit times units per second, for all frames and with equal neighbors as one (durations are extra).
 """
 CONVERT = """\
 examples:
@@ -171,32 +187,38 @@ def parser() -> argparse.ArgumentParser:
     _add_model(three)
     _add_speed(three)
 
-    four = _command(added, "convert", commands.convert, "checkpoint to checkpoint", CONVERT)
-    four.add_argument("source", metavar="MODEL", help=MODEL_HELP)
-    four.add_argument("folder", type=Path, metavar="FOLDER", help="for the result")
-    four.add_argument(
+    four = _command(added, "units", commands.units, "speech to discrete units", UNITS)
+    four.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
+    _add_units(four)
+    _add_model(four)
+    _add_speed(four)
+
+    five = _command(added, "convert", commands.convert, "checkpoint to checkpoint", CONVERT)
+    five.add_argument("source", metavar="MODEL", help=MODEL_HELP)
+    five.add_argument("folder", type=Path, metavar="FOLDER", help="for the result")
+    five.add_argument(
         "--to",
         choices=["hf", "ours"],
         default="hf",
         help="for transformers (default), or as training here writes it",
     )
-    _add_language(four)
-    four.add_argument(
+    _add_language(five)
+    five.add_argument(
         "--precision",
         choices=["fp32", "int8"],
         default="fp32",
         help="int8: weights in a quarter of the room, --to ours only",
     )
-    four.add_argument(
+    five.add_argument(
         "--keep-fp32",
         metavar="PARTS",
         help="parts that INT8 leaves alone, as extractor.layers.1,encoder.layers.0",
     )
 
-    five = _command(added, "export", commands.export, "checkpoint to ONNX", EXPORT)
-    five.add_argument("source", metavar="MODEL", help=MODEL_HELP)
-    five.add_argument("file", type=Path, metavar="FILE.onnx", help="must not exist yet")
-    _add_language(five)
+    six = _command(added, "export", commands.export, "checkpoint to ONNX", EXPORT)
+    six.add_argument("source", metavar="MODEL", help=MODEL_HELP)
+    six.add_argument("file", type=Path, metavar="FILE.onnx", help="must not exist yet")
+    _add_language(six)
     return top
 
 
@@ -274,6 +296,26 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pool", choices=POOLS, help="one vector per file: statistics over time")
 
 
+def _add_units(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--format", choices=["text", "json"], default="text", help="see below (default: text)"
+    )
+    command.add_argument("--out", type=Path, metavar="FILE", help="to write to, instead of stdout")
+    command.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    command.add_argument(
+        "--group",
+        type=_group,
+        metavar="N",
+        help="codes of one group of the quantizer, 0 for the first; joint: of all (default)",
+    )
+    command.add_argument(
+        "--dedup", action="store_true", help="equal neighbors as one unit, with its duration"
+    )
+    command.add_argument(
+        "--kmeans", type=Path, metavar="FILE", help="clusters of a layer, instead of the quantizer"
+    )
+
+
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
     command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: an accelerator if any)")
@@ -337,6 +379,10 @@ def _layer(text: str) -> Any:
         return text
     numbers = _number(lambda t: [int(part) for part in t.split(",")], text, "as 6, 1,5,9 or all")
     return numbers if "," in text else numbers[0]
+
+
+def _group(text: str) -> int | None:
+    return None if text == "joint" else _number(int, text, "a number or joint")
 
 
 def _weights(text: str) -> list[float]:

@@ -108,6 +108,39 @@ def embed(arguments: argparse.Namespace) -> int:
     return progress.status
 
 
+def units(arguments: argparse.Namespace) -> int:
+    """`w2v units`."""
+    from w2v_plugin.unit_records import UnitRecords
+
+    items = find_inputs(arguments.inputs)
+    options = {"resume": arguments.resume, "dedup": arguments.dedup}
+    output = UnitRecords(items, arguments.format, arguments.out, **options)
+    model, group = _open_units(arguments), arguments.group
+    from w2v_plugin.units import UnitCounts, select_group, to_seconds
+
+    counts = UnitCounts(model.sizes if group is None else model.sizes[group : group + 1])
+    with _refused(f"{arguments.out}: written with another --model, --group or --kmeans"):
+        for earlier in output.earlier():
+            counts.add(earlier)
+
+    def run(paths: list[Path]) -> Iterable[tuple[Any, Any]]:
+        return model.encode_files(paths, batch_s=arguments.batch_s)
+
+    with Progress(len(items), sum(map(output.has, items))) as progress, output:
+        for item, result in _work(items, output.has, run, _budget_s(model, arguments.batch_s)):
+            if isinstance(result, Exception):
+                progress.fail(str(result))
+                continue
+            found = select_group(result, model.sizes, group)
+            seconds = to_seconds(len(found))
+            output.write(item, found, seconds)
+            counts.add(found)
+            progress.add(seconds)
+    for line in str(counts).splitlines():
+        print(f"w2v: {line}", file=sys.stderr)
+    return progress.status
+
+
 def convert(arguments: argparse.Namespace) -> int:
     """`w2v convert`."""
     from w2v_plugin.conversion import convert as to_folder
@@ -142,6 +175,23 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _open_units(arguments: argparse.Namespace) -> Any:
+    """The model, with the quantizer or the clusters that were asked for."""
+    from w2v_plugin.clusters import KMeans
+    from w2v_plugin.units import check_group
+
+    if arguments.compile and arguments.kmeans is None:
+        raise CannotStart("--compile is about the encoder, which units need with --kmeans only.")
+    with _refused("--kmeans"):
+        kmeans = None if arguments.kmeans is None else KMeans.load(arguments.kmeans)
+    model = _open("Wav2Vec2Units", arguments)
+    with _refused("no units"):
+        if kmeans is not None:
+            model.use(kmeans)
+        check_group(model.sizes, arguments.group)
+    return model
+
+
 def load(
     kind: str,
     model: str,
@@ -151,11 +201,11 @@ def load(
     language: str | None = None,
     compile: bool = False,
 ) -> Any:
-    """A `Wav2Vec2ASR` or `Wav2Vec2Encoder` from a model folder or a published checkpoint.
+    """An interface from a model folder or a published checkpoint.
 
     Parameters
     ----------
-    kind : {"Wav2Vec2ASR", "Wav2Vec2Encoder"}
+    kind : {"Wav2Vec2ASR", "Wav2Vec2Encoder", "Wav2Vec2Units"}
         What shall be loaded.
     model : str
         Folder, file or id on the hub.

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from w2v_plugin.checkpoints import load_checkpoint, load_vocabulary
 from w2v_plugin.ctc import Wav2Vec2CTC
-from w2v_plugin.folders import read_config, save_asr, save_pretrained
+from w2v_plugin.errors import CheckpointMismatch
+from w2v_plugin.folders import is_folder, read_settings, save_asr, save_pretrained
 from w2v_plugin.hf_checkpoints import AnyModel
 from w2v_plugin.hf_export import export_hf, new_folder
 from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.pretraining import Wav2Vec2Pretraining
+from w2v_plugin.quantizer import GumbelQuantizer, NearestQuantizer
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.weights import LoadReport, load_strict, read_weights, without_values
 
+logger = logging.getLogger(__name__)
+
+QUANTIZERS = {kind.__name__: kind for kind in (GumbelQuantizer, NearestQuantizer)}
 FORMATS = ("hf", "ours")
 
 
@@ -37,8 +44,9 @@ def convert(
         Must not exist yet, or be empty. It appears complete or not at all.
     to : {"hf", "ours"}
         "hf": what transformers loads, and torchaudio's importer through it; a CTC model with its
-        processor (vocab.json, tokenizer_config.json, preprocessor_config.json). "ours": a model
-        folder, as training writes it; heads of pretraining are left behind.
+        processor (vocab.json, tokenizer_config.json, preprocessor_config.json), a pretrained one
+        with its quantizer if that is a GumbelQuantizer: transformers has no other, and gets the
+        body alone. "ours": a model folder, as training writes it.
     language : str, optional
         Of a multilingual model: its adapters, head and vocabulary.
     precision, keep_fp32
@@ -75,13 +83,26 @@ def convert(
     small: dict[str, Any] = {"precision": precision, "keep_fp32": keep_fp32}
     with new_folder(folder) as new:  # first of all: it may be refused
         model, vocabulary = open_any(source, language)
+        report: LoadReport = vars(model)["load_report"]
         if to == "hf":
-            export_hf(model, new, vocabulary)
-        elif isinstance(model, Wav2Vec2CTC) and vocabulary is not None:
+            export_hf(_without_nearest(model, report), new, vocabulary)
+        elif isinstance(model, Wav2Vec2CTC):
+            assert vocabulary is not None  # `open_any` has one, or fails
             save_asr(new, model, vocabulary, **small)
         else:
-            save_pretrained(new, model if isinstance(model, Wav2Vec2) else model.wav2vec2, **small)
-    return vars(model)["load_report"]
+            save_pretrained(new, model, **small)
+    return report
+
+
+def _without_nearest(model: AnyModel, report: LoadReport) -> AnyModel:
+    """What transformers knows of `model`; the report names what it does not."""
+    if not isinstance(model, Wav2Vec2Pretraining) or isinstance(model.quantizer, GumbelQuantizer):
+        return model
+    why = "transformers knows no NearestQuantizer; the body is written as a Wav2Vec2Model"
+    heads = [name for name in model.state_dict() if not name.startswith("wav2vec2.")]
+    report.ignored |= dict.fromkeys(heads, why)
+    logger.warning("%s: %s.", report.source, why)
+    return model.wav2vec2
 
 
 def open_any(
@@ -105,7 +126,7 @@ def open_any(
     >>> type(model).__name__, vocabulary
     ('Wav2Vec2', None)
     """
-    if (Path(source) / "hyperparams.yaml").is_file():
+    if is_folder(source):
         return open_folder(source)
     model = load_checkpoint(source, language=language)
     if isinstance(model, Wav2Vec2CTC):
@@ -113,13 +134,70 @@ def open_any(
     return model, None
 
 
-def open_folder(folder: str | Path) -> tuple[Wav2Vec2 | Wav2Vec2CTC, CharVocabulary | None]:
+def open_model(source: str | Path) -> AnyModel:
+    """As `open_any`, for whoever needs no vocabulary: nothing has to lie beside the weights.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pretrained(
+    ...         folder, Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7)
+    ...     )
+    ...     open_model(folder).dim
+    16
+    """
+    return open_folder(source)[0] if is_folder(source) else load_checkpoint(source)
+
+
+def load_pretraining(source: str | Path) -> Wav2Vec2Pretraining:
+    """A pretrained model with its quantizer and projections.
+
+    Parameters
+    ----------
+    source : str or Path
+        A model folder that pretraining wrote, or a checkpoint of pretraining that
+        `load_checkpoint` reads: transformers' Wav2Vec2ForPreTraining, fairseq's `.pt`.
+
+    Returns
+    -------
+    Wav2Vec2Pretraining
+        In evaluation mode, in float32, on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder, file or model.
+    CheckpointMismatch
+        It is damaged, or has no quantizer.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> body = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7)
+    >>> model = Wav2Vec2Pretraining(body, NearestQuantizer(8, codes=20, dim=8), dim=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pretrained(folder, model)
+    ...     load_pretraining(folder).quantizer.codes
+    20
+    """
+    model = open_model(source)
+    if not isinstance(model, Wav2Vec2Pretraining):
+        raise CheckpointMismatch(
+            f"{source}: a {type(model).__name__}, without the quantizer of pretraining. Expected "
+            "the model folder that recipes/pretrain.py writes (those of version 0.1.0 hold the "
+            "body alone), or a published checkpoint of pretraining, not of fine-tuning."
+        )
+    return model
+
+
+def open_folder(folder: str | Path) -> tuple[AnyModel, CharVocabulary | None]:
     """Model and vocabulary of one of our model folders, running nothing that is in it.
 
     Parameters
     ----------
     folder : str or Path
-        Of either kind.
+        Of any kind.
 
     Raises
     ------
@@ -138,20 +216,34 @@ def open_folder(folder: str | Path) -> tuple[Wav2Vec2 | Wav2Vec2CTC, CharVocabul
     >>> model.head.out_features, len(vocabulary)
     (32, 32)
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), read_settings(folder)
     state = read_weights(folder / "wav2vec2.ckpt")
-    ctc = (folder / "head.ckpt").is_file()
-    if ctc:
+    if heads := {"head", "pretraining"} & settings.keys():
         state = {f"wav2vec2.{key}": tensor for key, tensor in state.items()}
-        head = read_weights(folder / "head.ckpt")
-        state |= {f"head.{key}": tensor for key, tensor in head.items()}
     with without_values():
-        model: Wav2Vec2 | Wav2Vec2CTC = Wav2Vec2(**read_config(folder / "hyperparams.yaml"))
-        if isinstance(model, Wav2Vec2) and ctc:
-            model = Wav2Vec2CTC(model, len(state["head.bias"]))
+        model: AnyModel = (body := Wav2Vec2(**settings["wav2vec2"]))
+        if "head" in heads:
+            head = read_weights(folder / "head.ckpt")
+            state |= {f"head.{key}": tensor for key, tensor in head.items()}
+            model = Wav2Vec2CTC(body, len(head["bias"]))
+        elif heads:
+            state |= read_weights(folder / "pretraining.ckpt")
+            model = _pretraining(body, dict(settings["pretraining"]), str(folder))
     load_strict(model, state, str(folder), take_over=True)
-    if not ctc:
+    if not isinstance(model, Wav2Vec2CTC):
         return model.eval(), None
     vocabulary = CharVocabulary()
     vocabulary.load(folder / "tokenizer.ckpt")
     return model.eval(), vocabulary
+
+
+def _pretraining(body: Wav2Vec2, config: dict[str, Any], folder: str) -> Wav2Vec2Pretraining:
+    """A model without values as `pretraining_config` describes it."""
+    try:
+        quantizer = dict(config.pop("quantizer"))
+        return Wav2Vec2Pretraining(body, QUANTIZERS[quantizer.pop("kind")](**quantizer), **config)
+    except (KeyError, TypeError) as error:
+        raise CheckpointMismatch(
+            f"{folder}: `pretraining` in its hyperparams.yaml is not that of this version "
+            f"({type(error).__name__}: {error}). Open it with the version that wrote it."
+        ) from error

@@ -2,46 +2,52 @@
 
 A manifest is a CSV with the columns ID, duration, wav, spk_id, wrd. Rows that cannot be used are
 left out here, each with its file, line and reason in the log; a file that turns out to be
-unreadable in the middle of a run is left out of its batch and counted, and the run goes on.
+unreadable in the middle of a run is left out of its batch, named once in the log and counted at
+the end of each epoch, and the run goes on.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset
 
-from w2v_plugin.audio import read_audio
+from w2v_plugin.audio import read_audio, read_window
 from w2v_plugin.errors import BadAudio, BadManifest
 from w2v_plugin.frames import (
     HOP,
     RECEPTIVE_FIELD,
     SAMPLE_RATE,
-    absolute_lengths,
     frame_lengths,
 )
 from w2v_plugin.manifests import read_manifest
+from w2v_plugin.sampling import BucketSampler, CropSampler, Source
 from w2v_plugin.text import CharVocabulary, ctc_frames
 
 logger = get_logger(__name__)
 
 
+SILENCE = 1e-4  # -80 dB: three steps of 16 bits
+EMPTY_BATCHES = 100  # in a row that end the run: the disk is gone, or all of the audio is bad
+
+
 @dataclass
 class AudioReader:
-    """Reads waveforms, keeps them in memory if asked to, and counts what it could not read."""
+    """Reads waveforms, keeps them in memory if asked to, and names what it could not read, once."""
 
     keep: bool = False
-    failed: dict[str, str] = field(default_factory=dict)  # path -> reason
-    kept: dict[str, Tensor] = field(default_factory=dict)  # path -> int16 samples
+    failed: dict[str, str] = field(default_factory=dict)  # file -> reason
+    warned: set[str] = field(default_factory=set)
+    kept: dict[str, Tensor] = field(default_factory=dict)  # file -> int16 samples
 
     def __call__(self, path: str) -> Tensor | None:
         """(samples,) float32, or None for a file that cannot be used."""
@@ -52,13 +58,53 @@ class AudioReader:
         try:
             wav = read_audio(path)
         except BadAudio as error:
-            self.failed[path] = str(error)
-            logger.warning("Left out (%d so far): %s", len(self.failed), error)
+            self.leave_out(path, str(error))
             return None
         if self.keep:  # and give out what later uses will get, or a resumed run would differ
             self.kept[path] = (wav * 32768).round().clamp(-32768, 32767).short()
             return self.kept[path].float() / 32768
         return wav
+
+    def window(
+        self, name: str, start: int, samples: int, source: BinaryIO | None = None
+    ) -> Tensor | None:
+        """(samples,) of a file (or of its bytes, `source`), or None if they cannot be used.
+
+        One frame may be missing at the end; silence cannot be used.
+        """
+        if name in self.failed:
+            return None
+        if self.keep and source is None:
+            whole = self(name)
+            wav = whole if whole is None else whole[start : start + samples]
+        else:
+            try:
+                wav = read_window(source or name, start, samples, name)
+            except BadAudio as error:
+                self.leave_out(name, str(error))
+                return None
+        if wav is None:
+            return None
+        if len(wav) < max(samples - HOP, RECEPTIVE_FIELD):
+            ends = (start + len(wav)) / SAMPLE_RATE
+            self.leave_out(name, f"{name}: ends at {ends:.2f} s, earlier than was listed.")
+            return None
+        if float(wav.std()) < SILENCE:
+            seconds = f"{start / SAMPLE_RATE:.1f}-{(start + samples) / SAMPLE_RATE:.1f} s"
+            self.warn(name, f"{name}: silent at {seconds} (below -80 dB).")
+            return None  # but elsewhere there may be speech
+        return wav
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Do not try this file again."""
+        self.warn(name, reason)
+        self.failed[name] = reason
+
+    def warn(self, name: str, reason: str) -> None:
+        if name not in self.warned:
+            self.warned.add(name)
+            message = f"Left out ({len(self.warned)} so far): {reason}"
+            logger.warning(message, main_process_only=False)
 
 
 def speech_dataset(
@@ -92,19 +138,7 @@ def speech_dataset(
     BadManifest
         The manifest is malformed, or no utterance is left.
     """
-    rows, left_out = {}, []
-    for row in read_manifest(manifest):
-        reason = unusable(row, vocabulary, min_s, max_s)
-        if reason:
-            left_out.append(f"{manifest}:{row['line']}: {row['ID']}: {reason}")
-        else:
-            rows[row["ID"]] = {**row, "duration": float(row["duration"])}
-    for message in left_out:
-        logger.warning("Left out %s", message)
-    if not rows:
-        raise BadManifest("\n".join([f"{manifest}: no usable utterance.", *left_out[:5]]))
-    hours = sum(row["duration"] for row in rows.values()) / 3600
-    logger.info("%s: %d utterances, %.2f h; %d left out", manifest, len(rows), hours, len(left_out))
+    rows = usable_rows(manifest, vocabulary=vocabulary, min_s=min_s, max_s=max_s)
     dataset = DynamicItemDataset(rows)
     dataset.add_dynamic_item(AudioReader(keep_audio), takes="wav", provides="sig")
     keys = ["id", "sig"]
@@ -115,6 +149,30 @@ def speech_dataset(
         keys += ["tokens", "wrd"]
     dataset.set_output_keys(keys)
     return dataset
+
+
+def usable_rows(
+    manifest: str | Path,
+    *,
+    vocabulary: CharVocabulary | None = None,
+    min_s: float = 0.1,
+    max_s: float = float("inf"),
+) -> dict[str, dict[str, Any]]:
+    """Rows of a manifest by ID; the others are logged with their reasons. See `speech_dataset`."""
+    rows, left_out = {}, []
+    for row in read_manifest(manifest):
+        reason = unusable(row, vocabulary, min_s, max_s)
+        if reason:
+            left_out.append(f"{manifest}:{row['line']}: {row['ID']}: {reason}")
+        else:
+            rows[row["ID"]] = row
+    for message in left_out:
+        logger.warning("Left out %s", message)
+    if not rows:
+        raise BadManifest("\n".join([f"{manifest}: no usable utterance.", *left_out[:5]]))
+    hours = sum(row["duration"] for row in rows.values()) / 3600
+    logger.info("%s: %d utterances, %.2f h; %d left out", manifest, len(rows), hours, len(left_out))
+    return rows
 
 
 def unusable(
@@ -139,100 +197,109 @@ def unusable(
 
 
 def collate(examples: list[dict[str, Any]]) -> PaddedBatch:
-    """Pad to the longest; examples without audio are dropped.
+    """Pad to the longest; examples without audio are dropped and named in `left_out`.
 
     If nothing is left, the batch is one frame of silence with an empty transcript: it has no
     masked frame and no character, so its loss is (about) nothing.
     """
     usable = [example for example in examples if example["sig"] is not None]
+    left_out = [example["id"] for example in examples if example["sig"] is None]
     if not usable:
         silence = {**examples[0], "sig": torch.zeros(RECEPTIVE_FIELD)}
         if "tokens" in silence:
             silence.update(tokens=torch.zeros(0, dtype=torch.long), wrd="")
         usable = [silence]
-    return PaddedBatch(usable)
+    batch = PaddedBatch(usable)
+    batch.left_out, batch.asked = left_out, len(examples)
+    return batch
 
 
-class BucketSampler(Sampler[list[int]]):
-    """Batches of similar length under an audio budget, a fixed number per nominal epoch.
+def collate_windows(examples: list[dict[str, Any]]) -> PaddedBatch:
+    """As `collate`, without padding: a file that ends within a frame of its window crops all."""
+    lengths = [len(example["sig"]) for example in examples if example["sig"] is not None]
+    for example in examples:
+        if example["sig"] is not None:
+            example["sig"] = example["sig"][: min(lengths)]
+    return collate(examples)
 
-    The stream of batches is a pure function of `seed`, so that a resumed run sees the batches
-    that the uninterrupted one would have seen. Passes over the data follow each other without
-    a gap; an epoch is `batches` consecutive batches of that stream, whatever the corpus size.
+
+class TrainingLoader(SaveableDataLoader):
+    """Counts what the batches lack, and says so at the end of every epoch.
+
+    Raises
+    ------
+    BadAudio
+        After 100 batches in a row without any usable audio: nothing would be learned.
+    """
+
+    def __iter__(self) -> Iterator[PaddedBatch]:
+        asked, lacking, names, empty = 0, 0, dict[str, None](), 0
+        try:
+            for batch in super().__iter__():
+                asked += batch.asked
+                lacking += len(batch.left_out)
+                names.update(dict.fromkeys(batch.left_out))
+                empty = empty + 1 if len(batch.left_out) == batch.asked else 0
+                if empty == EMPTY_BATCHES:
+                    raise BadAudio(
+                        f"No usable audio in {empty} batches in a row; the last ones were "
+                        f"{', '.join(list(names)[-3:])}. The log says why each was left out."
+                    )
+                yield batch
+        finally:
+            if lacking:
+                first = ", ".join(list(names)[:5]) + (", ..." if len(names) > 5 else "")
+                message = f"Left out of this epoch's batches: {lacking} of {asked} ({first})"
+                logger.warning(message, main_process_only=False)
+
+
+def training_loader(
+    train: Dataset,
+    *,
+    batch_s: float,
+    batches: int,
+    crop_s: float | None = None,
+    seed: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int = 0,
+) -> TrainingLoader:
+    """Batches for training, the same for a seed whatever the number of workers.
 
     Parameters
     ----------
-    durations : list of float
-        Seconds per utterance.
-    budget_s : float
-        Padded seconds per batch; a longer utterance is a batch of its own.
-    batches : int, optional
-        Batches per epoch; by default one pass over the data.
+    train : Dataset
+        With `crop_s` a `Source` of windows, without it what `speech_dataset` gives.
+    batch_s : float
+        Seconds of audio per batch, padding included.
+    batches : int
+        Per epoch and rank.
     crop_s : float, optional
-        Utterances count as at most this long.
-    seed : int
-        Of the order.
-    shuffle : bool
-        False: sorted by length, one pass, always the same (for evaluation).
-
-    Example
-    -------
-    >>> list(BucketSampler([1.0, 2.0, 1.1, 2.1], budget_s=4.5, shuffle=False))
-    [[3, 1], [2, 0]]
+        Cut windows of at most this many seconds; without it, whole utterances are padded.
+    seed, rank, ranks
+        See `BatchStream`.
+    workers : int
+        Processes that read audio.
     """
-
-    def __init__(
-        self,
-        durations: list[float],
-        *,
-        budget_s: float,
-        batches: int | None = None,
-        crop_s: float = float("inf"),
-        seed: int = 0,
-        shuffle: bool = True,
-    ) -> None:
-        self.durations = torch.tensor([min(d, crop_s) for d in durations], dtype=torch.float64)
-        self.budget_s, self.seed, self.shuffle = budget_s, seed, shuffle
-        self.batches = batches or len(self.one_pass(0))
-        self.epoch = 1
-        self.begins = [0]  # batches in the stream before each pass, as far as known
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by SpeechBrain's Brain; epochs count from 1."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def one_pass(self, number: int) -> list[list[int]]:
-        """Batches of one pass over the data."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        noise = torch.rand(len(self.durations), generator=generator, dtype=torch.float64)
-        key = self.durations * (1 + 0.1 * noise) if self.shuffle else self.durations
-        batches: list[list[int]] = []
-        current: list[int] = []
-        longest = 0.0
-        for index in key.argsort(descending=True).tolist():
-            longest = max(longest, float(self.durations[index]))
-            if current and longest * (len(current) + 1) > self.budget_s:
-                batches.append(current)
-                current, longest = [], float(self.durations[index])
-            current.append(index)
-        batches.append(current)
-        if not self.shuffle:
-            return batches
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        begin = (self.epoch - 1) * self.batches if self.shuffle else 0
-        end, number = begin + self.batches, bisect_right(self.begins, begin) - 1
-        while self.begins[number] < end:
-            batches = self.one_pass(number)
-            first = self.begins[number]
-            if len(self.begins) == number + 1:
-                self.begins.append(first + len(batches))
-            yield from batches[max(begin - first, 0) : end - first]
-            number += 1
+    order: dict[str, Any] = {
+        "budget_s": batch_s,
+        "batches": batches,
+        "seed": seed,
+        "rank": rank,
+        "ranks": ranks,
+    }
+    sampler: BucketSampler | CropSampler
+    if crop_s is None:
+        sampler = BucketSampler(durations(train), **order)
+    else:
+        sampler = CropSampler(cast(Source, train), crop_s=crop_s, **order)
+    return TrainingLoader(
+        train,
+        batch_sampler=sampler,
+        collate_fn=collate if crop_s is None else collate_windows,
+        num_workers=workers,
+        persistent_workers=workers > 0,  # or they would forget what they keep and have open
+    )
 
 
 def durations(dataset: DynamicItemDataset) -> list[float]:
@@ -244,20 +311,3 @@ def by_length(dataset: DynamicItemDataset, budget_s: float) -> dict[str, Any]:
     """Loader settings for evaluation: sorted by length, everything once."""
     sampler = BucketSampler(durations(dataset), budget_s=budget_s, shuffle=False)
     return {"batch_sampler": sampler, "collate_fn": collate}
-
-
-def crop(wavs: Tensor, wav_lens: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Cut a random window of at most `samples` out of each row.
-
-    Returns
-    -------
-    tuple of Tensor
-        (batch, at most samples) and new relative lengths.
-    """
-    if wavs.shape[1] <= samples:
-        return wavs, wav_lens
-    lengths = absolute_lengths(wav_lens, wavs.shape[1])
-    room = (lengths - samples + 1).clamp(min=1)
-    start = (torch.rand(len(wavs), device=wavs.device) * room).long() // HOP * HOP
-    index = start[:, None] + torch.arange(samples, device=wavs.device)
-    return wavs.gather(1, index), lengths.clamp(max=samples) / samples

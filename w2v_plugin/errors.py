@@ -6,6 +6,8 @@ ValueError
 └── CheckpointMismatch   weights and architecture do not belong together
 RuntimeError
 ├── NotStreamable        this architecture needs the whole utterance
+├── DoesNotFit           training needs more memory than there is
+├── CheckpointNotSaved   a full disk, most likely; the one before is still there
 └── TrainingCollapsed    the codebook died; going on would waste the machine
 """
 
@@ -28,3 +30,11 @@ class NotStreamable(RuntimeError):
 
 class TrainingCollapsed(RuntimeError):
     """Self-supervised training reached the trivial solution (one code for everything)."""
+
+
+class DoesNotFit(RuntimeError):
+    """A training step needs more memory than there is; the message says what to lower."""
+
+
+class CheckpointNotSaved(RuntimeError):
+    """A checkpoint could not be written; the message says why and which one is still there."""

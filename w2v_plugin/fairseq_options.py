@@ -16,7 +16,7 @@ from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.frames import SAMPLE_RATE
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
-from w2v_plugin.quantizer import GumbelQuantizer
+from w2v_plugin.quantizer import GumbelQuantizer, anneal_updates
 from w2v_plugin.weights import without_values
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,8 @@ def _pretraining(wav2vec2: Wav2Vec2, options: Mapping[str, Any]) -> Wav2Vec2Pret
         groups=options.get("latent_groups", 2),
         codes=options.get("latent_vars", 320),
         dim=options.get("latent_dim") or dim,
-        temperature=(start, end, decay),
+        temperature=(start, end),
+        anneal_updates=anneal_updates(start, end, decay),
     )
     return Wav2Vec2Pretraining(
         wav2vec2,

@@ -3,7 +3,7 @@
     wavs (batch, samples) ─ normalize ─ 7 convolutions ─► latents (batch, frames, channels)
     latents ─ LayerNorm ─► normed (the quantizer reads these) ─ Linear ─► (batch, frames, dim)
 
-Activations are channels-last, so that each convolution is a matrix product on a *view* of its
+Activations are channels-last, so that each convolution can be a matrix product on a *view* of its
 input (no im2col copy) and LayerNorm needs no transpose. Parameters keep `Conv1d`'s shape
 (out, in, kernel). What that costs and saves is in `benchmarks/RESULTS.md`.
 
@@ -19,9 +19,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from w2v_plugin.frames import KERNELS, STRIDES, frame_lengths, valid_frames
-from w2v_plugin.products import gelu
+from w2v_plugin.linear import Dropout, Linear, fast, linear
+from w2v_plugin.products import gelu, product
 
 
 def normalize_wavs(wavs: Tensor, lengths: Tensor | None, eps: float) -> Tensor:
@@ -52,37 +54,115 @@ def normalize_wavs(wavs: Tensor, lengths: Tensor | None, eps: float) -> Tensor:
 def strided_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """Unpadded convolution of (batch, time, in) as matrix products on views: (batch, frames, out).
 
-    The kernel is cut into blocks of `stride` taps. Block i of all windows together is the input
-    itself, shifted by i * stride and reshaped to (frames, stride * in): no sample is copied. Taps
-    left over (1 of a kernel of 3 with stride 2) are a strided view.
+    The kernel is cut into blocks of `stride` taps, see `block`.
     """
-    outputs, inputs, kernel = weight.shape
+    kernel = weight.shape[2]
     frames = (x.shape[1] - kernel) // stride + 1
-    if inputs == 1:  # the waveform: one product over all taps beats several over few
-        return F.linear(x[..., 0].unfold(1, kernel, stride), weight[:, 0], bias)
     result = None
     for start in range(0, kernel, stride):
-        width = min(stride, kernel - start)
-        taps = weight[:, :, start : start + width].transpose(1, 2).reshape(outputs, width * inputs)
-        if width == stride:
-            block = x[:, start : start + frames * stride].reshape(len(x), frames, stride * inputs)
-        else:
-            windows = x[:, start:].unfold(1, width, stride)[:, :frames]
-            block = windows.transpose(2, 3).reshape(len(x), frames, width * inputs)
+        taps = weight[:, :, start : start + stride].transpose(1, 2).flatten(1)
+        inputs = block(x, start, min(stride, kernel - start), stride, frames)
         if result is None:
-            result = F.linear(block, taps, bias)
+            result = F.linear(inputs, taps, bias)
         else:
-            result = result.add_(F.linear(block, taps))
+            result = result.add_(F.linear(inputs, taps))
     assert result is not None
     return result
 
 
-class TimeGroupNorm(nn.Module):
-    """Per-channel norm over time (GroupNorm with as many groups as channels), channels-last.
+def block(x: Tensor, start: int, width: int, stride: int, frames: int) -> Tensor:
+    """What `width` taps of all windows hear: (batch, time, in) -> (batch, frames, width * in).
 
-    With `lengths`, statistics are taken over valid frames only, so that the result does not
-    depend on padding. The variance is two-pass and in float32: E[x^2] - E[x]^2 loses everything
-    in half precision.
+    A block of `stride` taps is the input itself, shifted by `start` and reshaped: no sample is
+    copied. Taps left over (1 of a kernel of 3 with stride 2) are a strided view.
+    """
+    if width == stride:
+        return x[:, start : start + frames * stride].reshape(len(x), frames, -1)
+    windows = x[:, start:].unfold(1, width, stride)[:, :frames]
+    return windows.transpose(2, 3).reshape(len(x), frames, -1)
+
+
+class _GeluConv(torch.autograd.Function):
+    """Convolution of GELU(x). Each product by what does it best: oneDNN's convolution forward and
+    for the inputs, matrix products for the weights, where its convolution is six times slower."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride  # type: ignore[attr-defined]
+        return image_conv(F.gelu(x), weight, bias, stride)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        stride, kernel = ctx.stride, weight.shape[2]  # type: ignore[attr-defined]
+        needed, grad = ctx.needs_input_grad, grad.contiguous()  # type: ignore[attr-defined]
+        active, frames = F.gelu(x), grad.shape[1]
+        grad_x = grad_weight = None
+        if needed[1]:
+            grad_weight = torch.empty_like(weight)
+            for start in range(0, kernel, stride):
+                width = min(stride, kernel - start)
+                for i, (a, g) in enumerate(zip(active.split(1), grad, strict=True)):
+                    heard = block(a, start, width, stride, frames)[0].contiguous()
+                    taps = product(g.t(), heard.t()).unflatten(1, (width, -1)).mT
+                    view = grad_weight[:, :, start : start + width]
+                    view.copy_(taps) if i == 0 else view.add_(taps)
+        if needed[0]:
+            image = torch.ops.aten.convolution_backward(
+                as_image(grad), as_image(active), weight_image(weight), None,
+                (1, stride), (0, 0), (1, 1), False, (0, 0), 1, (True, False, False),
+            )[0]  # fmt: skip
+            grad_x = image.permute(0, 2, 3, 1)[:, 0]
+            torch.ops.aten.gelu_backward.grad_input(grad_x, x, grad_input=grad_x)
+        return grad_x, grad_weight, grad.sum((0, 1)) if needed[2] else None, None
+
+
+def as_image(x: Tensor) -> Tensor:
+    """(batch, time, channels) -> (batch, channels, 1, time) in channels-last memory, not copied."""
+    return x[:, None].permute(0, 3, 1, 2)
+
+
+def weight_image(weight: Tensor) -> Tensor:
+    """(out, in, kernel) -> (out, in, 1, kernel) in channels-last memory."""
+    return weight[:, :, None].contiguous(memory_format=torch.channels_last)
+
+
+def image_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Unpadded convolution of (batch, time, in) by oneDNN: (batch, frames, out)."""
+    y = F.conv2d(as_image(x), weight_image(weight), bias, stride=(1, stride))
+    return y.permute(0, 2, 3, 1)[:, 0]
+
+
+def gelu_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Unpadded convolution of GELU(x): (batch, time, in) -> (batch, frames, out).
+
+    In training on a CPU only x is kept for the backward pass, and GELU is computed again.
+
+    Example
+    -------
+    >>> x, weight = torch.randn(2, 9, 4), torch.randn(8, 4, 3)
+    >>> expected = F.conv1d(F.gelu(x).transpose(1, 2), weight, stride=2).transpose(1, 2)
+    >>> torch.allclose(gelu_conv(x, weight, None, 2), expected, atol=1e-4)
+    True
+    """
+    if not fast(x):
+        return strided_product(gelu(x), weight, bias, stride)
+    if torch.is_grad_enabled():
+        return _GeluConv.apply(x, weight, bias, stride)
+    return image_conv(gelu(x), weight, bias, stride)
+
+
+class TimeGroupNorm(nn.Module):
+    """Per-channel norm over time after the first convolution (GroupNorm, one channel a group).
+
+    Nothing is normalized: the outputs of that convolution are linear in the windows of 10 samples,
+    so their moments follow from the mean and the 10 x 10 covariance of the windows, and the norm is
+    folded into weights and bias. Forward and backward passes over the widest layer of the model
+    are saved that way.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -91,22 +171,43 @@ class TimeGroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
 
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        dtype = x.dtype
-        wide = x if dtype == torch.float64 else x.float()
-        if lengths is None:
-            var, mean = torch.var_mean(wide, dim=1, keepdim=True, unbiased=False)
-        else:
-            valid = valid_frames(lengths, x.shape[1])[..., None]
-            count = lengths.clamp(min=1)[:, None, None]
-            mean = wide.masked_fill(~valid, 0.0).sum(1, keepdim=True) / count
-            var = (wide - mean).masked_fill(~valid, 0.0).square().sum(1, keepdim=True) / count
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return (wide * scale + (self.bias - mean * scale)).to(dtype)
+    def fold(self, weight: Tensor, windows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weights and bias of the convolution with the norm in them, for each utterance.
+
+        Parameters
+        ----------
+        weight : Tensor
+            (channels, kernel) of the convolution. Its bias does not matter: the norm takes it off.
+        windows : Tensor
+            (batch, frames, kernel) of the waveforms.
+        valid : Tensor or None
+            (batch, frames) bool: frames that count, so that padding does not; None for all.
+
+        Returns
+        -------
+        tuple of Tensor
+            (batch, channels, kernel) and (batch, channels), of the type of `weight`.
+        """
+        # float64: a channel that hears little of a loud waveform is a small difference of large
+        # numbers here, and a variance that rounds to less than zero has no square root
+        wide = torch.float32 if windows.device.type == "mps" else torch.float64
+        weight, windows, dtype = weight.to(wide), windows.to(wide), weight.dtype
+        keep = torch.ones_like(windows[..., :1]) if valid is None else valid[..., None]
+        count = keep.sum(1).clamp(min=1)  # (batch, 1)
+        mean = (windows * keep).sum(1) / count  # (batch, kernel)
+        centered = (windows - mean[:, None]) * keep
+        covariance = centered.transpose(1, 2) @ centered / count[..., None]
+        variance = ((weight @ covariance) * weight).sum(-1).clamp(min=0)  # (batch, channels)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        bias = self.bias - (mean @ weight.t()) * scale
+        return (weight * scale[..., None]).to(dtype), bias.to(dtype)
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm (time | channels | none), GELU on (batch, time, channels)."""
+    """GELU, convolution, norm (time | channels | none) on (batch, time, channels).
+
+    The first one takes the waveform as it is; GELU of the last one's output follows outside.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int, *, bias: bool, norm: str | None
@@ -120,13 +221,26 @@ class ConvLayer(nn.Module):
         elif norm == "layer":
             self.norm = nn.LayerNorm(outputs)
 
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        x = strided_product(x, self.conv.weight, self.conv.bias, self.conv.stride[0])
+    def listen(self, wavs: Tensor, lengths: Tensor | None) -> Tensor:
+        """As the first layer: (batch, samples) -> (batch, time, channels).
+
+        `lengths` are valid outputs, for the norm over time.
+        """
+        conv, (kernel,), (stride,) = self.conv, self.conv.kernel_size, self.conv.stride
+        windows = wavs.unfold(1, kernel, stride)
         if isinstance(self.norm, TimeGroupNorm):
-            x = self.norm(x, lengths)
-        elif self.norm is not None:
-            x = self.norm(x)
-        return gelu(x)
+            valid = None if lengths is None else valid_frames(lengths, windows.shape[1])
+            weight, bias = self.norm.fold(conv.weight[:, 0], windows, valid)
+            if conv.bias is not None:  # cancels; DDP wants its gradient, zero
+                bias = bias + 0 * conv.bias
+            return torch.baddbmm(bias[:, None], windows, weight.transpose(1, 2))
+        x = linear(windows.contiguous(), conv.weight[:, 0], conv.bias)
+        return x if self.norm is None else self.norm(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As a later layer: (batch, time, inputs) before GELU -> (batch, frames, outputs)."""
+        x = gelu_conv(x, self.conv.weight, self.conv.bias, self.conv.stride[0])
+        return x if self.norm is None else self.norm(x)
 
 
 class ConvExtractor(nn.Module):
@@ -186,12 +300,13 @@ class ConvExtractor(nn.Module):
         `lengths`, valid samples per row, matter to `norm="group"` only: without them its
         statistics include the padding.
         """
-        x = wavs[..., None]
-        for layer, kernel, stride in zip(self.layers, self.kernels, self.strides, strict=True):
-            if lengths is not None:
-                lengths = frame_lengths(lengths, (kernel,), (stride,))
-            x = layer(x, lengths)
-        return x
+        first, *others = self.layers
+        if lengths is not None:
+            lengths = frame_lengths(lengths, self.kernels[:1], self.strides[:1])
+        x = first.listen(wavs, lengths)  # type: ignore[operator]
+        for layer in others:
+            x = layer(x)
+        return gelu(x)
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -216,8 +331,8 @@ class FeatureProjection(nn.Module):
     def __init__(self, channels: int, dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.linear = nn.Linear(channels, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.linear = Linear(channels, dim)
+        self.dropout = Dropout(dropout)
 
     def forward(self, normed: Tensor) -> Tensor:
         return self.dropout(self.linear(normed))

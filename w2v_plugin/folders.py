@@ -2,17 +2,20 @@
 
     hyperparams.yaml   builds the model; what SpeechBrain's `from_hparams` reads
     wav2vec2.ckpt      weights without a head: what fine-tuning and embeddings start from
-    head.ckpt          the CTC head            (after fine-tuning)
-    tokenizer.ckpt     the vocabulary          (after fine-tuning)
+    pretraining.ckpt   quantizer and projections   (after pretraining)
+    head.ckpt          the CTC head                (after fine-tuning)
+    tokenizer.ckpt     the vocabulary              (after fine-tuning)
 
-`Wav2Vec2Encoder.from_hparams` loads either kind, `Wav2Vec2ASR.from_hparams` and SpeechBrain's own
-`EncoderASR.from_hparams` load a fine-tuned one, and `pretrained: <folder>` in a fine-tuning recipe
-takes both.
+`Wav2Vec2Encoder.from_hparams` loads any kind, `Wav2Vec2ASR.from_hparams` and SpeechBrain's own
+`EncoderASR.from_hparams` load a fine-tuned one, `pretrained: <folder>` in a fine-tuning recipe
+takes any, and `start_from: <folder>` in pretraining goes on from any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.features import ConvExtractor
 from w2v_plugin.int8_files import shrink
 from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.weights import load_state, load_strict
 
@@ -84,31 +88,61 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     wav2vec2: !name:w2v_plugin.weights.load_state
 """
 
+# Plain data: whoever wants the body alone builds no quantizer.
+PRETRAINING_YAML = """
+# What pretraining.ckpt belongs to; w2v_plugin.conversion.load_pretraining reads both.
+"""
+
 
 def save_pretrained(
     folder: str | Path,
-    wav2vec2: Wav2Vec2,
+    model: Wav2Vec2 | Wav2Vec2Pretraining,
     *,
     precision: str = "fp32",
     keep_fp32: Collection[str] = (),
 ) -> None:
-    """Write a folder without a head: for fine-tuning and embeddings.
+    """Write a folder that is not for transcribing: for fine-tuning, embeddings, more pretraining.
 
     Parameters
     ----------
     folder : str or Path
         Where to.
-    wav2vec2 : Wav2Vec2
-        Not yet optimized.
+    model : Wav2Vec2 or Wav2Vec2Pretraining
+        Not yet optimized. Of the latter, quantizer and projections are kept, too, so that units
+        can be taken from it and pretraining can go on.
     precision : {"fp32", "int8"}
-        "int8": weights in a quarter of the room, and what interfaces use by default.
+        "int8": weights of the body in a quarter of the room, and what interfaces use by default.
     keep_fp32 : collection of str
         Parts that are not quantized, see `optimize`.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> from w2v_plugin.quantizer import GumbelQuantizer
+    >>> body = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7)
+    >>> model = Wav2Vec2Pretraining(body, GumbelQuantizer(8, codes=20, dim=8), dim=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pretrained(folder, model)
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['hyperparams.yaml', 'pretraining.ckpt', 'wav2vec2.ckpt']
     """
+    body = model if isinstance(model, Wav2Vec2) else model.wav2vec2
     loader = 'Wav2Vec2Encoder.from_hparams(source="<this folder>")'
-    text = encoder_yaml(wav2vec2, loader, precision, keep_fp32)
-    write(folder, text + PRETRAINED_YAML)
-    _save_encoder(folder, wav2vec2, precision, keep_fp32)
+    text = encoder_yaml(body, loader, precision, keep_fp32) + PRETRAINED_YAML
+    if isinstance(model, Wav2Vec2Pretraining):
+        text += PRETRAINING_YAML + yaml.safe_dump(pretraining_config(model), sort_keys=False)
+    with _complete(folder) as new:
+        (new / "hyperparams.yaml").write_text(text, encoding="utf-8")
+        _save_encoder(new, body, precision, keep_fp32)
+        if isinstance(model, Wav2Vec2Pretraining):
+            state = {k: v for k, v in plain_state(model).items() if not k.startswith("wav2vec2.")}
+            torch.save(state, new / "pretraining.ckpt")
+
+
+def pretraining_config(model: Wav2Vec2Pretraining) -> dict[str, Any]:
+    """All it takes to build quantizer and projections again, as plain data."""
+    quantizer = {"kind": type(model.quantizer).__name__, **plain(model.quantizer.config)}
+    return {"pretraining": {**plain(model.config), "quantizer": quantizer}}
 
 
 def save_asr(
@@ -130,14 +164,25 @@ def save_asr(
         ).strip(),
         blank=vocabulary.get_blank_index(),
     )
-    write(folder, text)
-    _save_encoder(folder, model.wav2vec2, precision, keep_fp32)
-    torch.save(plain_state(model.head), Path(folder) / "head.ckpt")
-    vocabulary.save(Path(folder) / "tokenizer.ckpt")
+    with _complete(folder) as new:
+        (new / "hyperparams.yaml").write_text(text, encoding="utf-8")
+        _save_encoder(new, model.wav2vec2, precision, keep_fp32)
+        torch.save(plain_state(model.head), new / "head.ckpt")
+        vocabulary.save(new / "tokenizer.ckpt")
+
+
+@contextmanager
+def _complete(folder: str | Path) -> Iterator[Path]:
+    """Where to write files that get into `folder` when all of them are complete, or none."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as new:
+        yield Path(new)
+        for path in Path(new).iterdir():
+            path.replace(Path(folder) / path.name)
 
 
 def _save_encoder(
-    folder: str | Path, wav2vec2: Wav2Vec2, precision: str, keep_fp32: Collection[str]
+    folder: Path, wav2vec2: Wav2Vec2, precision: str, keep_fp32: Collection[str]
 ) -> None:
     if not isinstance(wav2vec2.extractor, ConvExtractor):
         raise ValueError("This model is optimized, which cannot be saved. Save it before.")
@@ -146,7 +191,7 @@ def _save_encoder(
         state = shrink(state, keep_fp32)
     elif precision != "fp32":
         raise ValueError(f'precision={precision!r}, expected "fp32" or "int8" for a file.')
-    torch.save(state, Path(folder) / "wav2vec2.ckpt")
+    torch.save(state, folder / "wav2vec2.ckpt")
 
 
 def load_pretrained(source: str | Path, wav2vec2: Wav2Vec2) -> None:
@@ -155,20 +200,14 @@ def load_pretrained(source: str | Path, wav2vec2: Wav2Vec2) -> None:
     Parameters
     ----------
     source : str or Path
-        A model folder of either kind, or whatever `load_checkpoint` reads: the folder or hub id of
+        A model folder of any kind, or whatever `load_checkpoint` reads: the folder or hub id of
         a transformers checkpoint, whose head and quantizer are left behind.
     wav2vec2 : Wav2Vec2
         The model to fill.
     """
-    path = Path(source) / "wav2vec2.ckpt"
-    if path.is_file():
-        check_config(wav2vec2, read_config(path.with_name("hyperparams.yaml")), str(source))
-        load_state(wav2vec2, path)
-    elif (Path(source) / "hyperparams.yaml").is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. The model folder inside an output folder is called model/; it "
-            "is written at the end of the run."
-        )
+    if is_folder(source):
+        check_config(wav2vec2, read_settings(source)["wav2vec2"], str(source))
+        load_state(wav2vec2, Path(source) / "wav2vec2.ckpt")
     else:
         model = load_checkpoint(source)
         body = model if isinstance(model, Wav2Vec2) else model.wav2vec2
@@ -194,9 +233,21 @@ AnyTag.add_multi_constructor(
 )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Arguments of `Wav2Vec2` in a model folder."""
-    return yaml.load(path.read_text(encoding="utf-8"), AnyTag)["wav2vec2"]
+def is_folder(source: str | Path) -> bool:
+    """Whether `source` is a model folder of ours; FileNotFoundError if only half of one."""
+    path = Path(source) / "wav2vec2.ckpt"
+    if path.is_file() or not path.with_name("hyperparams.yaml").is_file():
+        return path.is_file()
+    raise FileNotFoundError(
+        f"{path}: no such file. The model folder inside an output folder is called model/; it "
+        "is written at the end of the run."
+    )
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """What hyperparams.yaml of a model folder says, as plain data."""
+    text = (Path(folder) / "hyperparams.yaml").read_text(encoding="utf-8")
+    return yaml.load(text, AnyTag)
 
 
 def check_config(wav2vec2: Wav2Vec2, found: dict[str, Any], source: str) -> None:
@@ -231,8 +282,3 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 def plain_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
-
-
-def write(folder: str | Path, text: str) -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "hyperparams.yaml").write_text(text, encoding="utf-8")

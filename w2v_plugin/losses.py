@@ -2,9 +2,9 @@
 
 For every masked frame, the context must tell the true target from K targets of *other masked
 frames of the same utterance*. The textbook form gathers K vectors per frame, (K + 1, batch,
-frames, dim); here all cosine similarities of an utterance are one matrix product and only numbers
-are gathered. Losses are sums over masked frames together with their count, so that accumulation
-steps and ranks can be divided once by the global count.
+frames, dim); here all cosine similarities of an utterance are one matrix product, in which each
+counts as often as it was drawn. Losses are sums over masked frames together with their count, so
+that accumulation steps and ranks can be divided once by the global count.
 """
 
 from __future__ import annotations
@@ -93,26 +93,26 @@ def contrastive_loss(
         Sums and counts. A frame whose negatives all equal the positive counts as wrong: a
         collapsed codebook has loss 0 but accuracy 0.
     """
-    masked = context.shape[1]
     similarity = cosines(context, targets) / temperature  # (batch, masked, masked)
-    positive = similarity.diagonal(dim1=1, dim2=2)[..., None]
-    negative = similarity.gather(2, negatives)
-    own = torch.arange(masked, device=context.device)[None, :, None]
-    same = negatives == own  # only in utterances with a single masked frame
-    if codes is not None:
-        same = same | same_codes(codes).gather(2, negatives)
-    negative = negative.masked_fill(same, float("-inf"))
+    positive = similarity.diagonal(dim1=1, dim2=2)
+    drawn = torch.zeros_like(similarity, requires_grad=False)
+    drawn.scatter_add_(2, negatives, torch.ones_like(negatives, dtype=drawn.dtype))
+    own = torch.eye(context.shape[1], dtype=torch.bool, device=context.device)
+    same = own if codes is None else own | same_codes(codes)
+    times = drawn.masked_fill(same, 0.0)  # how often each target is a negative of each frame
     frames = valid & (valid.sum(1, keepdim=True) > 1)
-    logits = torch.cat([positive, negative], dim=2)
-    loss = torch.logsumexp(logits, dim=2) - positive[..., 0]
-    rivals = negative.amax(2)
-    correct = (positive[..., 0] > rivals) & ~same.all(2)
+    # one that is drawn twice counts twice: + log 2; one that is not drawn: + log 0 = -inf
+    logits = similarity + times.masked_fill(own, 1.0).log()
+    loss = torch.logsumexp(logits, dim=2) - positive
+    beaten = ((similarity >= positive[..., None]) & (times > 0)).any(2)
+    correct = ~beaten & (times > 0).any(2)
     count = frames.sum()
+    dropped = (drawn - times).sum(2).masked_fill(~frames, 0.0).sum()
     return Contrastive(
         loss=loss.masked_fill(~frames, 0.0).sum(),
         correct=(correct & frames).sum(),
         count=count,
-        shared=(same & frames[..., None]).sum() / (count * negatives.shape[2]).clamp(min=1),
+        shared=dropped / (count * negatives.shape[2]).clamp(min=1),
     )
 
 
@@ -130,7 +130,29 @@ def same_codes(codes: Tensor) -> Tensor:
 
 
 def feature_penalty(latents: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean square of the extractor's output over valid frames (before its LayerNorm)."""
+    """Mean square of the extractor's output (before its LayerNorm), by utterance.
+
+    Parameters
+    ----------
+    latents : Tensor
+        (batch, frames, channels).
+    valid : Tensor or None
+        (batch, frames) bool, False for padding; None when there is none.
+
+    Returns
+    -------
+    Tensor
+        (batch,), 0 for an utterance without frames. Weighted with their masked frames, these add
+        up over any cut of a batch; over utterances of equal length that is the published mean.
+
+    Example
+    -------
+    >>> latents = torch.tensor([[[1.0, 3.0], [9.0, 9.0]]])
+    >>> feature_penalty(latents, torch.tensor([[True, False]])).tolist()
+    [5.0]
+    """
     wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
     square = wide.square().mean(-1)  # (batch, frames)
-    return square.mean() if valid is None else square[valid].mean()
+    if valid is None:
+        return square.mean(1)
+    return square.masked_fill(~valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)

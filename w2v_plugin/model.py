@@ -104,6 +104,8 @@ class Wav2Vec2(nn.Module):
         norm_first=True, and cannot work in chunks: the convolutions look ahead.
     conformer_kernel : int
         Frames that the convolution of a conformer layer hears.
+    activation_checkpointing : bool
+        Less memory for more time in training, see `ContextEncoder`.
 
     Example
     -------
@@ -137,6 +139,7 @@ class Wav2Vec2(nn.Module):
         adapter_dim: int | None = None,
         conformer: str | None = None,
         conformer_kernel: int = 31,
+        activation_checkpointing: bool = False,
         kernels: Sequence[int] = KERNELS,
         strides: Sequence[int] = STRIDES,
     ) -> None:
@@ -168,6 +171,7 @@ class Wav2Vec2(nn.Module):
             adapter_dim=adapter_dim,
             conformer=conformer,
             conformer_kernel=conformer_kernel,
+            activation_checkpointing=activation_checkpointing,
         )
 
     @property

@@ -64,6 +64,7 @@ class Monitor:
             self.writer = SummaryWriter(str(self.folder / "tensorboard"))
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
+        self.writer.flush()
 
     def plot(self) -> None:
         """Draw the scalars against the step into `curves.png`, training and validation together."""

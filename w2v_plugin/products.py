@@ -46,6 +46,15 @@ def gelu(x: Tensor) -> Tensor:
     return torch.ops.aten.gelu_(x)
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(..., inputs) times (outputs, inputs) transposed, by oneDNN, float32, without a gradient.
+
+    Either may be the transpose of a matrix without gaps. Other views are slow, some by a factor of
+    a thousand.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 class PackedLinear(nn.Module):
     """`nn.Linear` with packed weights, for inference on a CPU.
 

@@ -6,9 +6,7 @@ cache; tiles overlap by what a frame hears beyond its hop. Utterances are taken 
 their own length: nothing is computed for padding.
 
 A group-norm extractor needs mean and variance over the whole utterance before the first tile. They
-follow from the waveform without running the convolution: its outputs are linear in the windows of
-10 samples, so their moments follow from the mean and the 10 x 10 covariance of the windows. Folded
-into weights and bias, the norm costs nothing more.
+follow from the waveform without running the convolution, see `TimeGroupNorm`.
 """
 
 from __future__ import annotations
@@ -137,17 +135,8 @@ class TiledExtractor(nn.Module):
         weight, norm = self.first.weight[:, 0], self.norms[0]
         if not isinstance(norm, TimeGroupNorm) or len(wav) < self.kernels[0]:
             return weight, self.first.bias
-        # float64: a channel that hears little of a loud waveform is a small difference of large
-        # numbers here, and a variance that rounds to less than zero has no square root
-        weight = weight.double()
-        windows = self.windows(wav).double()
-        mean = windows.mean(0)
-        centered = windows - mean
-        covariance = centered.T @ centered / len(windows)
-        variance = ((weight @ covariance) * weight).sum(1).clamp(min=0)
-        scale = norm.weight * torch.rsqrt(variance + norm.eps)
-        bias = norm.bias - (weight @ mean) * scale  # the convolution's own bias cancels
-        return (weight * scale[:, None]).float(), bias.float()
+        weight, bias = norm.fold(weight, self.windows(wav)[None], None)
+        return weight[0], bias[0]
 
     def chain(self, samples: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(samples,) -> (frames, channels) through all convolutions."""

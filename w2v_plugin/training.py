@@ -23,10 +23,12 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from w2v_plugin.data import BucketSampler, by_length, collate, durations
+from w2v_plugin.data import by_length, training_loader
 from w2v_plugin.frames import SAMPLE_RATE
 from w2v_plugin.monitor import Monitor
+from w2v_plugin.ranks import all_sum, distributed
 
 
 def tri_stage(
@@ -58,26 +60,21 @@ def tri_stage(
     return max(1.0 - (1.0 - final) * (step - end) / max(total - end, 1), final)
 
 
-def distributed() -> bool:
-    """Whether several processes train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def all_sum(x: Tensor) -> Tensor:
-    """Sum over ranks, without gradient."""
-    x = x.detach().clone().float()
-    if distributed():
-        torch.distributed.all_reduce(x)
-    return x
-
-
 @register_checkpoint_hooks
 class Progress:
-    """Audio heard and time spent in training steps; saved with every checkpoint."""
+    """Audio heard (all ranks) and time spent training; saved with every checkpoint.
+
+    `seconds` is time by the clock in training, with reading of data, without validation.
+    """
 
     def __init__(self) -> None:
-        self.audio_s = 0.0
+        self.samples: Tensor | int = 0  # a tensor stays on its device: reading it would wait
         self.seconds = 0.0
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio heard."""
+        return int(self.samples) / SAMPLE_RATE
 
     @mark_as_saver
     def save(self, path: str | Path) -> None:
@@ -86,7 +83,8 @@ class Progress:
     @mark_as_loader
     def load(self, path: str | Path, end_of_epoch: bool = False) -> None:
         state = torch.load(path, weights_only=True)
-        self.audio_s, self.seconds = state["audio_s"], state["seconds"]
+        self.samples = round(state["audio_s"] * SAMPLE_RATE)
+        self.seconds = state["seconds"]
 
 
 class StepBrain(sb.Brain):
@@ -109,28 +107,32 @@ class StepBrain(sb.Brain):
             self.checkpointer.add_recoverable("progress", self.progress)
         self.peak_lr: dict[str, float] = {}
         self.gradient_norm = math.nan
+        self.clock = time.perf_counter()  # until when time in training is counted
         self.ranks = torch.distributed.get_world_size() if distributed() else 1
+        self.rank = torch.distributed.get_rank() if distributed() else 0
+        self.logged = False  # whether this update is
         self.reference = torch.ones(())  # what `mean_loss` divided by in this update
         self.counted = torch.zeros(())  # frames or characters in this update, on this rank
+        self.total = torch.zeros(())  # their loss
 
-    def fit_on(self, train: DynamicItemDataset, valid: DynamicItemDataset) -> None:
+    def fit_on(self, train: Dataset, valid: DynamicItemDataset) -> None:
         """Run all updates; an epoch is `valid_every` of them, whatever the size of the corpus."""
-        sampler = BucketSampler(
-            durations(train),
-            budget_s=self.hparams.batch_s,
-            batches=self.hparams.valid_every * self.grad_accumulation_factor * self.ranks,
-            crop_s=getattr(self.hparams, "crop_s", math.inf),
-            seed=self.hparams.seed,
-        )
-        self.train_sampler = sampler  # the Brain forgets it outside of DDP: no reshuffling
-        workers = {"num_workers": getattr(self.hparams, "num_workers", 0)}
-        self.fit(
-            self.hparams.epoch_counter,
+        workers = getattr(self.hparams, "num_workers", 0)
+        loader = training_loader(
             train,
-            valid,
-            train_loader_kwargs={"batch_sampler": sampler, "collate_fn": collate, **workers},
-            valid_loader_kwargs={**by_length(valid, self.hparams.batch_s), **workers},
+            batch_s=self.hparams.batch_s,
+            batches=self.hparams.valid_every * self.grad_accumulation_factor,
+            crop_s=getattr(self.hparams, "crop_s", None),
+            seed=self.hparams.seed,
+            rank=self.rank,
+            ranks=self.ranks,
+            workers=workers,
         )
+        self.train_sampler = loader.batch_sampler  # the Brain tells it the epoch
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("dataloader-TRAIN", loader)
+        valid_loader = {**by_length(valid, self.hparams.batch_s), "num_workers": workers}
+        self.fit(self.hparams.epoch_counter, loader, valid, valid_loader_kwargs=valid_loader)
 
     @property
     def model(self) -> Any:
@@ -160,21 +162,17 @@ class StepBrain(sb.Brain):
         self.monitor.resume(self.optimizer_step)
 
     def on_fit_batch_start(self, batch: PaddedBatch, should_step: bool) -> None:
-        self.batch_started = time.perf_counter()
+        self.logged = (self.optimizer_step + 1) % self.hparams.log_every == 0
         factor = self.hparams.schedule(self.optimizer_step)
         for name, optimizer in self.optimizers_dict.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.peak_lr[name] * factor
         micro_step = (self.step - 1) % self.grad_accumulation_factor
         if micro_step == 0:
-            self.counted = torch.zeros((), device=self.device)
-        rank = torch.distributed.get_rank() if distributed() else 0
+            self.counted = self.total = torch.zeros((), device=self.device)
         key = (self.hparams.seed * 1_000_003 + self.optimizer_step) * 4096
-        torch.manual_seed((key + micro_step * 64 + rank) % 2**63)
-
-    def due(self) -> bool:
-        """Whether this update is logged."""
-        return self.optimizer_step % self.hparams.log_every == 0
+        # by place in the update: two ranks do what two micro-batches of one process do
+        torch.manual_seed((key + micro_step * self.ranks + self.rank) % 2**63)
 
     def mean_loss(self, total: Tensor, count: Tensor) -> Tensor:
         """A loss to return from `compute_objectives`: `total` over (about) `count`.
@@ -187,7 +185,13 @@ class StepBrain(sb.Brain):
         if (self.step - 1) % self.grad_accumulation_factor == 0:
             self.reference = (all_sum(count) / self.ranks).clamp(min=1)
         self.counted = self.counted + count
+        self.total = self.total + total.detach()
         return total / self.reference
+
+    def mean_of_update(self) -> float:
+        """The loss of this update: over all its micro-batches and ranks (all of which must ask)."""
+        total, count = all_sum(torch.stack([self.total.float(), self.counted.float()])).tolist()
+        return total / max(count, 1)
 
     def optimizers_step(self) -> None:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -195,7 +199,7 @@ class StepBrain(sb.Brain):
             batches = self.ranks * self.grad_accumulation_factor
             scale = self.reference * batches / all_sum(self.counted).clamp(min=1)
             torch._foreach_mul_(grads, scale)
-        if (self.optimizer_step + 1) % self.hparams.log_every == 0:
+        if self.logged:
             norm = torch.nn.utils.get_total_norm(grads) / self.scaler.get_scale()
             self.gradient_norm = float(norm)
         super().optimizers_step()
@@ -203,27 +207,33 @@ class StepBrain(sb.Brain):
             optimizer.zero_grad(set_to_none=True)
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
-        # in the middle of an update there are gradients that no checkpoint holds
+        # In the middle of an update there are gradients that no checkpoint holds. And ranks ask
+        # each other whether it is time: logged updates are often enough for that.
         whole = self.step % self.grad_accumulation_factor == 0
-        return whole and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        ask = self.logged or self.ckpt_interval_steps > 0
+        return (
+            whole
+            and ask
+            and super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        )
 
     def on_fit_batch_end(
         self, batch: PaddedBatch, outputs: Any, loss: Tensor, should_step: bool
     ) -> None:
-        self.progress.audio_s += self.audio_s(batch) * self.ranks
-        self.progress.seconds += time.perf_counter() - self.batch_started
-        if should_step and self.due():
+        self.progress.samples = self.progress.samples + self.samples(batch) * self.ranks
+        now = time.perf_counter()
+        self.progress.seconds += now - self.clock
+        self.clock = now
+        if should_step and self.logged:
             self.log(self.describe(outputs, loss))
 
-    def audio_s(self, batch: PaddedBatch) -> float:
-        """Seconds of audio in a batch, cropped as the Brain crops it."""
-        samples = batch.sig.lengths * batch.sig.data.shape[1]
-        limit = getattr(self.hparams, "crop_s", math.inf) * SAMPLE_RATE
-        return float(samples.clamp(max=limit).sum()) / SAMPLE_RATE
+    def samples(self, batch: PaddedBatch) -> Tensor:
+        """Samples of audio in a batch."""
+        return (batch.sig.lengths * batch.sig.data.shape[1]).round().long().sum()
 
     def describe(self, outputs: Any, loss: Tensor) -> dict[str, float]:
-        """What to log about a training step."""
-        return {"loss": loss.item()}
+        """What to log about an update, the same on all ranks, which all come here."""
+        return {"loss": self.mean_of_update()}
 
     def log(self, scalars: dict[str, float]) -> None:
         scalars["lr"] = max(o.param_groups[0]["lr"] for o in self.optimizers_dict.values())
@@ -234,6 +244,7 @@ class StepBrain(sb.Brain):
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         self.sums: dict[str, Any] = defaultdict(float)
+        self.clock = time.perf_counter()
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage == sb.Stage.TRAIN:
@@ -260,9 +271,3 @@ class StepBrain(sb.Brain):
     def save(self, scores: dict[str, float]) -> None:
         """Keep the best and the latest checkpoint."""
         self.checkpointer.save_and_keep_only(meta=scores, min_keys=["loss"])
-
-
-def leave_group() -> None:
-    """End a process of a distributed run: without this, one that exits late may abort."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -38,6 +38,8 @@ class MelRegression(nn.Module):
 
     def __init__(self, wav2vec2: Wav2Vec2, mels: int = 40) -> None:
         super().__init__()
+        # not everything: a conformer has parameters that never learn
+        self.trainable = [p for p in wav2vec2.parameters() if p.requires_grad]
         self.wav2vec2 = wav2vec2.requires_grad_(False)
         wav2vec2.extractor.requires_grad_(True)
         wav2vec2.projection.norm.requires_grad_(True)
@@ -74,8 +76,9 @@ class MelRegression(nn.Module):
         return (error - targets)[keep].square().mean()
 
     def release(self) -> None:
-        """Make the whole model trainable again."""
-        self.wav2vec2.requires_grad_(True)
+        """Make trainable again what was so before."""
+        for parameter in self.trainable:
+            parameter.requires_grad_(True)
 
     @torch.no_grad()
     def directions(self, latents: Tensor, coefficients: int = 13) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,11 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import (
 )
 
 from w2v_plugin.checkpoints import load_checkpoint
+from w2v_plugin.conversion import convert, load_pretraining
+from w2v_plugin.folders import save_pretrained
 from w2v_plugin.hf_checkpoints import hf_name
 from w2v_plugin.hf_export import export_hf
+from w2v_plugin.pretraining import Wav2Vec2Pretraining
 
 TOLERANCE = 1e-5  # float32 rounding of different operation orders; values are of order 1
 FAMILIES = {
@@ -177,18 +181,40 @@ def masked_ranks(mask: np.ndarray, flat: np.ndarray) -> Tensor:
     return result
 
 
-def test_pretraining_losses_and_gradients_match(config, monkeypatch, tmp_path: Path) -> None:
-    """Contrastive loss, diversity, perplexity and the gradient of *every* parameter.
+def both_models(config, origin: str, folder: Path) -> tuple[Wav2Vec2Pretraining, nn.Module]:
+    """The same model, ours and theirs: their folder loaded, or our folder converted."""
+    theirs = random_model(Wav2Vec2ForPreTraining, config)
+    theirs.save_pretrained(folder / "theirs")
+    ours = load_checkpoint(folder / "theirs", padding="mask")
+    assert isinstance(ours, Wav2Vec2Pretraining)
+    if origin == "ours":
+        with torch.no_grad():
+            for parameter in ours.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        save_pretrained(folder / "ours", ours)
+        convert(folder / "ours", folder / "converted")
+        theirs, report = Wav2Vec2ForPreTraining.from_pretrained(
+            folder / "converted", output_loading_info=True
+        )
+        assert not any(report.values()), report
+        ours = load_pretraining(folder / "ours")
+    return ours.double().train(), theirs.double().train()
+
+
+@pytest.mark.parametrize("origin", ["theirs", "ours"])
+def test_pretraining_losses_and_gradients_match(
+    config, origin: str, monkeypatch, tmp_path: Path
+) -> None:
+    """Contrastive loss, diversity, perplexity, codes and the gradient of *every* parameter.
 
     In float64: their `.float()` islands are lifted, so that 1e-9 tells a difference in
     arithmetic from one in rounding.
     """
-    theirs = random_model(Wav2Vec2ForPreTraining, config)
-    theirs.save_pretrained(tmp_path)
-    ours = load_checkpoint(tmp_path, padding="mask").double().train()
+    ours, theirs = both_models(config, origin, tmp_path)
     ours.penalty_weight, ours.wav2vec2.normalize = 0.0, False
-    theirs = theirs.double().train()
-    monkeypatch.setattr(F, "gumbel_softmax", quiet_gumbel)
+    monkeypatch.setattr(F, "gumbel_softmax", quiet_gumbel)  # theirs
+    silent = math.exp(-1.0)  # of uniform numbers: makes Gumbel noise of 0
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, silent))  # ours
     monkeypatch.setattr(Tensor, "float", lambda self: self)
 
     lengths = torch.tensor([16000, 9123])
@@ -201,6 +227,8 @@ def test_pretraining_losses_and_gradients_match(config, monkeypatch, tmp_path: P
     flat = _sample_negative_indices((2, 49), 30, mask)
     assert len(set(mask.sum(1))) == 2  # the two rows are masked unequally
 
+    scores: list[Tensor] = []
+    theirs.quantizer.weight_proj.register_forward_hook(lambda *args: scores.append(args[-1]))
     expected = theirs(
         wavs,
         attention,
@@ -212,6 +240,10 @@ def test_pretraining_losses_and_gradients_match(config, monkeypatch, tmp_path: P
     )
     count = int(mask.sum())
     assert out.contrastive.count == count and out.contrastive.shared > 0
+    codes = scores[0].view(*mask.shape, 2, -1).argmax(-1)  # of all frames
+    assert len(codes.unique()) > 3
+    for row, masked, found in zip(codes, mask, out.quantized.codes, strict=True):
+        assert torch.equal(row[torch.from_numpy(masked)], found[: masked.sum()])
     exact = {"rtol": 1e-9, "atol": 0.0}
     torch.testing.assert_close(out.contrastive.loss, expected.contrastive_loss, **exact)
     torch.testing.assert_close(out.quantized.diversity * count, expected.diversity_loss, **exact)

@@ -1,0 +1,398 @@
+"""Does pretraining save labels? Error against minutes of labels, for three starts.
+
+    python recipes/label_efficiency.py hparams/ctc/tiny.yaml --pretraining runs/pretrain_tiny \\
+        --train_csv train.csv --valid_csv dev.csv --test_csv test.csv \\
+        --minutes 1 3 10 30 60 300 --seeds 1 2 3 --seconds 100 --jobs 2 [--key value ...]
+
+Arms: `pretrained` and `warm_start` (model/ and warm_start/ in the output folder of pretrain.py),
+`scratch` (random weights). Every fine-tuning gets the same compute, --seconds: CPU time of the
+training steps on a CPU, where each process has one thread; time by the clock on an accelerator. The
+learning rate follows the share that is spent. A seed draws the labels, the same for all arms and
+each set inside the next, and the random weights.
+
+Nothing is chosen on the test set. Each arm gets the learning rate, and an extractor that is trained
+or frozen, which have the lowest character error rate (CER) on the development set with
+--tune_minutes of labels and the first seed. In a run, the weights with the lowest development CER
+are tested, out of --validations in equal parts of the budget.
+
+Further options override keys of the YAML or are SpeechBrain's (--device cuda, --precision bf16).
+Started again with the same output folder, finished runs are kept; more sizes and seeds can be asked
+for. Writes after each seed: results.json, table.md, curve.png; beside them labels/ (the label sets)
+and runs/ (every fine-tuning).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import speechbrain as sb
+import torch
+import yaml
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from w2v_plugin.budget import BudgetBrain
+from w2v_plugin.data import by_length, durations, speech_dataset
+from w2v_plugin.folders import load_pretrained
+from w2v_plugin.label_curves import compare, label_order, nearest_prefix
+from w2v_plugin.manifests import COLUMNS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"pretrained": "model", "warm_start": "warm_start"}
+ARMS = (*FOLDERS, "scratch")
+METRICS = ("CER", "WER")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning, kept under its name."""
+
+    arm: str
+    minutes: float
+    seed: int
+    learning_rate: float
+    extractor: str  # trained or frozen
+
+    @property
+    def labels(self) -> str:
+        return f"seed{self.seed}_{self.minutes:g}min"
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}_{self.labels}_lr{self.learning_rate:g}_{self.extractor}"
+
+
+Results = dict[Job, dict[str, Any]]
+
+
+def build(job: Job, options: argparse.Namespace, folder: Path) -> BudgetBrain:
+    """What the YAML says, but for what this study decides; with the weights of the arm."""
+    decided = {
+        "seed": job.seed,
+        "train_csv": str(options.output_folder / "labels" / f"{job.labels}.csv"),
+        "valid_csv": str(options.valid_csv),
+        "output_folder": str(folder),
+        "encoder_lr": job.learning_rate,
+        "head_lr": job.learning_rate,
+        "best_by": "CER",
+    }
+    with options.hparams.open(encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, options.overrides + "\n" + yaml.safe_dump(decided))
+    if job.arm in FOLDERS:
+        load_pretrained(options.pretraining / FOLDERS[job.arm], hparams["wav2vec2"])
+    if job.extractor == "frozen":
+        hparams["wav2vec2"].freeze_extractor()
+    hparams |= {
+        "seconds": options.seconds,
+        "schedule": partial(hparams["schedule"], total=options.seconds),
+        "epoch_counter": EpochCounter(options.validations),
+        "optimizer_step_limit": None,
+    }
+    return BudgetBrain(hparams["modules"], hparams["opt_class"], hparams, options.run_opts)
+
+
+def finetune(job: Job, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and test; the result is written last, so that its presence means finished."""
+    path = result_path(options.output_folder, job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    brain = build(job, options, path.parent)
+    how = {"vocabulary": brain.hparams.vocabulary, "max_s": brain.hparams.max_s}
+    manifests = (brain.hparams.train_csv, options.valid_csv, options.test_csv)
+    train, valid, test = (speech_dataset(m, keep_audio=True, **how) for m in manifests)
+    brain.fit_on(train, valid)
+    brain.evaluate(test, test_loader_kwargs=by_length(test, brain.hparams.batch_s))
+    result = {
+        **asdict(job),
+        "labels_s": sum(durations(train)),
+        "seconds": brain.spent,
+        "updates": brain.optimizer_step,
+        "valid_CER": [r["valid_CER"] for r in brain.monitor.records if "valid_CER" in r],
+        **{metric: brain.test_scores[metric] for metric in METRICS},
+        "utterances": [score["key"] for score in brain.wer.scores],
+    }
+    for metric, stats in zip(METRICS, (brain.cer, brain.wer), strict=True):
+        counts = [[score["num_edits"], score["num_ref_tokens"]] for score in stats.scores]
+        result[f"{metric}_counts"] = counts
+    write(path, json.dumps(result))
+    return result
+
+
+def result_path(folder: Path, job: Job) -> Path:
+    return folder / "runs" / job.name / "result.json"
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    """Refuse an output folder whose runs cannot be compared with those to come."""
+    names = ("hparams", "train_csv", "valid_csv", "test_csv")
+    files = {name: getattr(options, name) for name in names}
+    files |= {arm: options.pretraining / FOLDERS[arm] / "wav2vec2.ckpt" for arm in FOLDERS}
+    settings = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    settings |= {name: getattr(options, name) for name in ("overrides", "seconds", "validations")}
+    path = options.output_folder / "settings.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    if differ := [name for name in settings if found[name] != settings[name]]:
+        raise ValueError(
+            f"{options.output_folder} holds runs with another {', '.join(differ)}. Give another "
+            "--output_folder, or all that was given when it was begun."
+        )
+    options.output_folder.mkdir(parents=True, exist_ok=True)
+    write(path, json.dumps(settings, indent=2) + "\n")
+
+
+def write_labels(options: argparse.Namespace) -> None:
+    """Manifests labels/seed<s>_<m>min.csv; those of a seed begin alike."""
+    with options.hparams.open(encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, f"{options.overrides}\ntrain_csv: ''\nvalid_csv: ''")
+    how = {"vocabulary": hparams["vocabulary"], "max_s": hparams["max_s"]}
+    rows = list(speech_dataset(options.train_csv, **how).data.items())
+    folder = options.output_folder / "labels"
+    folder.mkdir(exist_ok=True)
+    for seed in options.seeds:
+        order = [rows[i] for i in label_order([row["spk_id"] for _, row in rows], seed)]
+        for minutes in {*options.minutes, options.tune_minutes}:
+            count = nearest_prefix([row["duration"] for _, row in order], 60 * minutes)
+            path = folder / f"{Job('', minutes, seed, 0.0, '').labels}.csv"
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(COLUMNS)
+                writer.writerows(
+                    [name, *(row[key] for key in COLUMNS[1:])] for name, row in order[:count]
+                )
+
+
+def prepare_process() -> None:
+    """One thread: what counts is CPU time."""
+    torch.set_num_threads(1)
+    logging.disable(logging.INFO)
+
+
+def run_all(pool: ProcessPoolExecutor, jobs: Sequence[Job], options: argparse.Namespace) -> Results:
+    """Results of all jobs; what an earlier start finished is read."""
+    paths = {job: result_path(options.output_folder, job) for job in jobs}
+    results = {job: json.loads(path.read_text()) for job, path in paths.items() if path.is_file()}
+    running = {pool.submit(finetune, job, options): job for job in jobs if job not in results}
+    try:
+        for future in as_completed(running):
+            job = running[future]
+            results[job] = found = future.result()
+            print(
+                f"{time.strftime('%H:%M:%S')} {len(results)}/{len(jobs)} {job.name}: "
+                f"{found['updates']} updates, dev CER {min(found['valid_CER']):.2f}, "
+                f"test CER {found['CER']:.2f}, WER {found['WER']:.2f}",
+                flush=True,
+            )
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    return {job: results[job] for job in jobs}
+
+
+def tune(pool: ProcessPoolExecutor, options: argparse.Namespace) -> tuple[dict[str, Job], Results]:
+    """The best job of each arm by development CER, and all that were tried."""
+    grid = [
+        Job(arm, options.tune_minutes, options.seeds[0], rate, extractor)
+        for arm, rate, extractor in product(ARMS, options.learning_rates, options.extractors)
+        if arm in FOLDERS or extractor == "trained"
+    ]
+    results = run_all(pool, grid, options)
+    best = {}
+    for arm in ARMS:
+        mine = [job for job in grid if job.arm == arm]
+        best[arm] = min(mine, key=lambda job: min(results[job]["valid_CER"]))
+        print(f"{arm}: {best[arm].learning_rate:g}, extractor {best[arm].extractor}", flush=True)
+    return best, results
+
+
+def table(metric: str, compared: dict[str, Any]) -> list[str]:
+    """Markdown."""
+    curves, gaps, needed = {}, {}, {}
+    for row in compared["curves"]:
+        cell = f"{row['error']:.1f} {ends(row['error_95'], '.1f')} ("
+        cell += " ".join(f"{error:.1f}" for error in row["by_seed"]) + ")"
+        curves[row["arm"], row["minutes"]] = cell
+    for row in compared["differences"]:
+        cell = f"{row['points']:+.1f} {ends(row['points_95'], '+.1f')}"
+        gaps[f"{row['arm']} - {row['other']}", row["minutes"]] = cell
+    for row in compared["labels_needed"]:
+        cell = f"{row['other_minutes']} {ends(row['other_minutes_95'], '')}"
+        needed[f"{row['other']} as good as {row['arm']}", row["minutes"]] = cell
+    return [
+        *rows(f"{metric}, % [95 %] (each seed)", curves),
+        *rows(f"Difference in {metric}, points [95 %]", gaps),
+        *rows(f"Minutes of labels for equal {metric} [95 %]", needed),
+    ]
+
+
+def updates(results: Results) -> dict[tuple[str, float], str]:
+    """What the same compute paid for."""
+    found = defaultdict(list)
+    for job, result in results.items():
+        found[job.arm, job.minutes].append(result["updates"])
+    return {key: f"{sum(some) / len(some):.0f}" for key, some in found.items()}
+
+
+def ends(interval: Sequence[Any], form: str) -> str:
+    return f"[{', '.join(format(end, form) for end in interval)}]"
+
+
+def rows(title: str, cells: dict[tuple[str, float], str]) -> list[str]:
+    """Columns and minutes of labels, in the order in which they come."""
+    heads, sizes = (list(dict.fromkeys(some)) for some in zip(*cells, strict=True))
+    lines = [title, "", f"| minutes | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for size in sizes:
+        lines.append(f"| {size:g} | {' | '.join(cells[head, size] for head in heads)} |")
+    return [*lines, ""]
+
+
+def plot(minutes: Sequence[float], reports: dict[str, Any], path: Path) -> None:
+    """Error against minutes of labels; bars are intervals, dots are seeds."""
+    figure, axes = plt.subplots(1, len(reports), figsize=(11, 4.2), layout="constrained")
+    for axis, (metric, report) in zip(axes, reports.items(), strict=True):
+        for arm, color in zip(ARMS, ("tab:blue", "tab:orange", "tab:gray"), strict=True):
+            points = [point for point in report["curves"] if point["arm"] == arm]
+            axis.plot(minutes, [p["error"] for p in points], marker="o", color=color, label=arm)
+            low, high = np.array([p["error_95"] for p in points]).T
+            axis.fill_between(minutes, low, high, color=color, alpha=0.15)
+            for size, point in zip(minutes, points, strict=True):
+                each = point["by_seed"]
+                axis.plot([size] * len(each), each, ".", color=color, alpha=0.5, markersize=4)
+        axis.set(xscale="log", xlabel="labels, minutes", ylabel=f"{metric} on the test set, %")
+        axis.set_xticks(minutes, [f"{size:g}" for size in minutes], minor=False)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def report(
+    options: argparse.Namespace, best: dict[str, Job], tried: Results, results: Results
+) -> None:
+    """Write what is known after so many seeds; `results` run over seeds, sizes, arms."""
+    if len({tuple(result["utterances"]) for result in results.values()}) > 1:
+        raise ValueError("Runs were tested on different utterances: was audio out of reach?")
+    reports = {}
+    for metric in METRICS:
+        counts = np.array([result[f"{metric}_counts"] for result in results.values()])
+        counts = counts.reshape(-1, len(options.minutes), len(ARMS), *counts.shape[1:])
+        counts = counts.transpose(2, 1, 0, 3, 4)
+        reports[metric] = compare(ARMS, options.minutes, counts, options.bootstrap)
+    long = {"utterances", *(f"{metric}_counts" for metric in METRICS)}  # stay in runs/
+    runs = [
+        {key: value for key, value in result.items() if key not in long}
+        for result in {**tried, **results}.values()
+    ]
+    chosen = {arm: f"{job.learning_rate:g}, extractor {job.extractor}" for arm, job in best.items()}
+    everything = circumstances(options) | {"chosen": chosen, **reports, "runs": runs}
+    folder = options.output_folder
+    write(folder / "results.json", json.dumps(everything, indent=1) + "\n")
+    tables = [line for metric, compared in reports.items() for line in table(metric, compared)]
+    text = "\n".join([*tables, *rows("Updates, mean over seeds", updates(results))])
+    write(folder / "table.md", text)
+    plot(options.minutes, reports, folder / "curve.png")
+    print(text, flush=True)
+
+
+def circumstances(options: argparse.Namespace) -> dict[str, Any]:
+    """What it takes to get the figures again."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    settings = json.loads((options.output_folder / "settings.json").read_text(encoding="utf-8"))
+    return {
+        "command": shlex.join(sys.argv),
+        "commit": done.stdout.strip() or None,
+        "torch": torch.__version__,
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {options.jobs} at work",
+        "device": options.run_opts.device or "cpu",
+        "settings": settings,
+        "grid": [options.learning_rates, options.extractors],
+        "tuned_with": f"{options.tune_minutes:g} minutes, seed {options.seeds[0]}",
+    }
+
+
+def study(options: argparse.Namespace) -> None:
+    """Tune, then fine-tune seed by seed."""
+    check_settings(options)
+    write_labels(options)
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), prepare_process) as pool:
+        best, tried = tune(pool, options)
+        for count in range(1, len(options.seeds) + 1):
+            # arms last: those that are compared run at about the same time, under the same load
+            cells = product(options.seeds[:count], options.minutes, ARMS)
+            jobs = [replace(best[arm], minutes=size, seed=seed) for seed, size, arm in cells]
+            report(options, best, tried, run_all(pool, jobs, options))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # the rest belongs to the YAML: --seed is not --seeds
+    )
+    add = options.add_argument
+    add("hparams", type=Path, help="YAML for recipes/finetune_ctc.py")
+    add("--pretraining", type=Path, required=True, help="output folder of recipes/pretrain.py")
+    for name in ("train", "valid", "test"):
+        add(f"--{name}_csv", type=Path, required=True)
+    add("--output_folder", type=Path, default=Path("runs/label_efficiency"))
+    add("--minutes", type=float, nargs="+", default=[1, 3, 10, 30, 60, 300], help="of labels")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of labels and random weights")
+    add("--seconds", type=float, default=100.0, help="of compute per fine-tuning (default 100)")
+    add("--validations", type=int, default=3, help="per fine-tuning (default 3)")
+    add("--learning_rates", type=float, nargs="+", default=[0.001, 0.002, 0.004])
+    add("--extractors", nargs="+", choices=("trained", "frozen"), default=["trained", "frozen"])
+    add("--tune_minutes", type=float, default=30.0, help="labels for tuning (default 30)")
+    add("--jobs", type=int, default=1, help="fine-tunings at a time (default 1)")
+    add("--bootstrap", type=int, default=1000, help="draws for intervals (default 1000)")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 2 and one line on stderr where it cannot be done."""
+    options, rest = parser().parse_known_args(argv)
+    _, options.run_opts, options.overrides = sb.parse_arguments(
+        [str(options.hparams), "--noprogressbar", *rest]
+    )
+    options.minutes = sorted(set(options.minutes))
+    try:
+        study(options)
+    except (ValueError, OSError) as error:  # BadManifest is a ValueError
+        print(f"label_efficiency.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

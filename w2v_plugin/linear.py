@@ -1,0 +1,169 @@
+"""Linear layers and dropout for training, at the full speed of a CPU.
+
+PyTorch multiplies float32 matrices by MKL, at less than half of the machine's speed where the
+processor is not Intel's, and draws dropout masks one random number an element. Here the products
+of a linear layer, forward and backward, are oneDNN's (products.py), a dropout mask takes 16 random
+bits an element, and what is cheap to compute again is not stored: GELU. The mathematics is that of
+`nn.Linear`, `nn.GELU` and `nn.Dropout`; parameters have their names. Under autocast, on other
+devices and types, and where a graph is traced, those run.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from w2v_plugin.products import available, gelu, product
+
+AVAILABLE = available()
+LEVELS = 1 << 16  # of a random number that decides on one element
+
+
+def fast(x: Tensor) -> bool:
+    """Whether the products of oneDNN serve `x`: float32 on an x86 CPU, not traced."""
+    return (
+        AVAILABLE
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def rows(x: Tensor) -> Tensor:
+    """(..., width) -> (rows, width), without gaps."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradients(ctx.needs_input_grad, rows(grad), x, weight)  # type: ignore[attr-defined]
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return product(F.gelu(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_x, *others = gradients(ctx.needs_input_grad, rows(grad), F.gelu(x), weight)  # type: ignore[attr-defined]
+        if grad_x is not None:
+            torch.ops.aten.gelu_backward.grad_input(grad_x, x, grad_input=grad_x)
+        return grad_x, *others
+
+
+def gradients(
+    needed: tuple[bool, ...], grad: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Of y = x weight^T + bias, given that of y (rows, outputs): for x, weight and bias."""
+    return (
+        product(grad, weight.t()).view(x.shape) if needed[0] else None,
+        product(grad.t(), rows(x).t()) if needed[1] else None,
+        grad.sum(0) if needed[2] else None,
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`: (..., inputs) and (outputs, inputs) -> (..., outputs).
+
+    Example
+    -------
+    >>> x, weight = torch.randn(2, 3, 8), torch.randn(4, 8)
+    >>> torch.allclose(linear(x, weight), x @ weight.t(), atol=1e-5)
+    True
+    """
+    return _Linear.apply(x, weight, bias) if fast(x) else F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` whose products, forward and backward, are oneDNN's where that is the faster.
+
+    Example
+    -------
+    >>> Linear(8, 4)(torch.randn(2, 3, 8)).shape
+    torch.Size([2, 3, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def after_gelu(x: Tensor, layer: nn.Module) -> Tensor:
+    """`layer(F.gelu(x))`; in training, only x is kept for the backward pass.
+
+    Example
+    -------
+    >>> x, layer = torch.randn(2, 8), Linear(8, 4)
+    >>> torch.allclose(after_gelu(x, layer), layer(F.gelu(x)), atol=1e-5)
+    True
+    """
+    if isinstance(layer, Linear) and torch.is_grad_enabled() and fast(x):
+        return _GeluLinear.apply(x, layer.weight, layer.bias)
+    return layer(gelu(x))
+
+
+def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> tuple[Tensor, float]:
+    """What dropout keeps, on the CPU, and the factor for it.
+
+    Returns
+    -------
+    tuple
+        bool of `shape`, each True with probability `round((1 - p) * 65536) / 65536`, and one over
+        that probability.
+
+    Example
+    -------
+    >>> mask, scale = keep_mask((1000, 100), 0.1)
+    >>> abs(mask.float().mean().item() - 0.9) < 0.01, round(scale, 4)
+    (True, 1.1111)
+    """
+    kept = round((1.0 - p) * LEVELS)
+    count = torch.Size(shape).numel()
+    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    mask = bits.view(torch.int16)[:count].view(shape) < kept - LEVELS // 2
+    return mask, LEVELS / max(kept, 1)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:  # type: ignore[override]
+        mask, scale = keep_mask(x.shape, p)
+        ctx.save_for_backward(mask)
+        ctx.scale = scale  # type: ignore[attr-defined]
+        return (x * scale).mul_(mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (mask,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return (grad * ctx.scale).mul_(mask), None  # type: ignore[attr-defined]
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, with random numbers by the word on a CPU.
+
+    Example
+    -------
+    >>> Dropout(0.5)(torch.ones(4)).unique().tolist() in ([0.0], [2.0], [0.0, 2.0])
+    True
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.p > 0 and fast(x):
+            return _Dropout.apply(x, self.p)
+        return super().forward(x)
