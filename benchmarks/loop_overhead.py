@@ -49,13 +49,12 @@ class Stopwatch:
         return timed
 
 
-def loop_overhead(shape: str, manifest: str, steps: int, kept: bool, threads: int) -> dict:
+def loop_overhead(shape: str, manifest: str, steps: int, kept: bool) -> dict:
     """Seconds of `steps` updates, and those of them in the bare step."""
     from w2v_plugin.data import speech_dataset
     from w2v_plugin.manifests import read_manifest
     from w2v_plugin.shards import pretraining_speech
 
-    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         hparams = recipe(shape, manifest, folder, steps)
         train = pretraining_speech(manifest, keep_audio=kept, min_s=8.0, seed=hparams["seed"])

@@ -323,7 +323,6 @@ def loop_section(arguments: argparse.Namespace) -> None:
                 manifest=str(arguments.speech.resolve()),
                 steps=steps,
                 kept=kept,
-                threads=arguments.threads,
             )
             bare = entry["bare"] / entry["steps"]
             row = [shape, "memory" if kept else "files, decoded", str(entry["steps"])]
