@@ -41,6 +41,7 @@ def rows(x: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        x = x.contiguous()  # of views with gaps, products are slow
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
@@ -54,6 +55,7 @@ class _Linear(torch.autograd.Function):
 class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        x = x.contiguous()
         ctx.save_for_backward(x, weight)
         return product(F.gelu(x), weight, bias)
 
