@@ -28,10 +28,6 @@ import csv
 import hashlib
 import json
 import logging
-import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -53,6 +49,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from w2v_plugin.budget import BudgetBrain
+from w2v_plugin.circumstances import circumstances
 from w2v_plugin.data import by_length, durations, speech_dataset
 from w2v_plugin.folders import load_pretrained
 from w2v_plugin.label_curves import compare, label_order, nearest_prefix
@@ -61,7 +58,6 @@ from w2v_plugin.manifests import COLUMNS
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"pretrained": "model", "warm_start": "warm_start"}
 ARMS = (*FOLDERS, "scratch")
 METRICS = ("CER", "WER")
@@ -314,7 +310,7 @@ def report(
         for result in {**tried, **results}.values()
     ]
     chosen = {arm: f"{job.learning_rate:g}, extractor {job.extractor}" for arm, job in best.items()}
-    everything = circumstances(options) | {"chosen": chosen, **reports, "runs": runs}
+    everything = how(options) | {"chosen": chosen, **reports, "runs": runs}
     folder = options.output_folder
     write(folder / "results.json", json.dumps(everything, indent=1) + "\n")
     tables = [line for metric, compared in reports.items() for line in table(metric, compared)]
@@ -324,17 +320,11 @@ def report(
     print(text, flush=True)
 
 
-def circumstances(options: argparse.Namespace) -> dict[str, Any]:
+def how(options: argparse.Namespace) -> dict[str, Any]:
     """What it takes to get the figures again."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
     settings = json.loads((options.output_folder / "settings.json").read_text(encoding="utf-8"))
-    return {
-        "command": shlex.join(sys.argv),
-        "commit": done.stdout.strip() or None,
-        "torch": torch.__version__,
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {options.jobs} at work",
-        "device": options.run_opts.device or "cpu",
+    return circumstances(options.run_opts.device or "cpu") | {
+        "jobs": options.jobs,
         "settings": settings,
         "grid": [options.learning_rates, options.extractors],
         "tuned_with": f"{options.tune_minutes:g} minutes, seed {options.seeds[0]}",

@@ -22,13 +22,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
-import os
-import platform
 import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -46,6 +41,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from w2v_plugin.audio import read_audio
+from w2v_plugin.circumstances import circumstances
 from w2v_plugin.commands import CannotStart, load
 from w2v_plugin.errors import BadAudio, BadManifest
 from w2v_plugin.frames import SAMPLE_RATE
@@ -85,7 +81,6 @@ Intervals: 95 %, speakers drawn again 1000 times. minDCF: for 1 % and 5 % of sam
 is useless; its least value adapts to each draw, so that its intervals lean to the low side.
 """
 
-ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"eer": (100, 1), "min_dcf_01": (1, 2), "min_dcf_05": (1, 2)}  # factor, digits shown
 SUMMARY = ("speakers", "recordings", "same-speaker trials", "different-speaker trials")
 NORMALIZE = ("mean+scale", "mean", "none")
@@ -297,21 +292,6 @@ def write_scores(path: Path, trials: list[Trial], found: list[Candidate]) -> Non
             writer.writerow([int(is_same(trial)), *names, *(f"{score:.6f}" for score in scores)])
 
 
-def circumstances(options: argparse.Namespace, device: str) -> dict[str, Any]:
-    """What it takes to get the figures again."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return {
-        "command": shlex.join(sys.argv),
-        "options": {key: str(value) for key, value in vars(options).items()},
-        "commit": done.stdout.strip() or None,
-        "torch": torch.__version__,
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, device {device}",
-        "seed": options.seed,
-        "manifest_sha256": hashlib.sha256(options.manifest.read_bytes()).hexdigest(),
-    }
-
-
 def summary(trials: list[Trial]) -> dict[str, int]:
     same = sum(map(is_same, trials))
     counts = [len({row[key] for trial in trials for row in trial}) for key in ("spk_id", "wav")]
@@ -343,7 +323,14 @@ def run(options: argparse.Namespace) -> None:
         found += candidates(vectors[name], name, numbers, trials, fitting, options.normalize)
     entries, differences = evaluate(found, trials, options.bootstrap, options.seed)
     lists = {"reported": summary(trials), "fitting": summary(fitting)}
-    results = circumstances(options, str(device)) | lists
+    results = (
+        circumstances(device, options.manifest)
+        | {
+            "options": {key: str(value) for key, value in vars(options).items()},
+            "seed": options.seed,
+        }
+        | lists
+    )
     results |= {"left_out": list(failed.values()), "systems": entries, "differences": differences}
     folder = options.output_folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,12 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
-import os
-import platform
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from w2v_plugin.audio import read_audio
+from w2v_plugin.circumstances import circumstances
 from w2v_plugin.clusters import KMeans, fit_kmeans, mfcc_frames
 from w2v_plugin.conversion import open_any
 from w2v_plugin.devices import choose
@@ -74,7 +70,6 @@ written into the output folder
 
 MFCC = "mfcc"
 BASELINE = MFCC, "normalized"
-ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
 Key = tuple[str, str]  # model, and "codes" or "layer N"; or MFCC and how
 Features = dict[Key, np.ndarray]
@@ -267,21 +262,6 @@ def usage(systems: list[System], path: Path) -> None:
     usage_curves(panels, path)
 
 
-def circumstances(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What it takes to get the figures again."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return {
-        "command": shlex.join(sys.argv),
-        "options": {key: str(value) for key, value in vars(options).items()},
-        "commit": done.stdout.strip() or None,
-        "torch": torch.__version__,
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, device {device}",
-        "seed": options.seed,
-        "manifest_sha256": hashlib.sha256(options.manifest.read_bytes()).hexdigest(),
-    }
-
-
 def choose_rows(options: argparse.Namespace) -> tuple[list[Row], list[Row], Any]:
     """Scored and fitting rows, without a common file, and the alignments of the scored ones."""
     rows = read_manifest(options.manifest)
@@ -338,7 +318,15 @@ def run(options: argparse.Namespace) -> None:
         "fitting": {"utterances": len(fitting), "frames": len(frames[BASELINE])},
     }
     entries = [{"model": s.model, "units": s.units, **s.scores} for s in systems]
-    results = circumstances(options, device) | summary | {"systems": entries}
+    results = (
+        circumstances(device, options.manifest)
+        | {
+            "options": {key: str(value) for key, value in vars(options).items()},
+            "seed": options.seed,
+        }
+        | summary
+        | {"systems": entries}
+    )
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     text = (
         f"{table(systems)}\n\nIn brackets: the same units in random order. "

@@ -6,6 +6,7 @@ logits went flat still looks diverse in its sampled codes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -142,7 +143,7 @@ def principal_components(latents: Tensor, share: float = 0.95) -> Tensor:
     return (axes[:, :keep] / variances[:keep].sqrt()).t().to(latents)
 
 
-class ProductQuantizer(nn.Module):
+class ProductQuantizer(nn.Module, ABC):
     """What both quantizers share: their shape, and the number of updates they have seen."""
 
     updates: Tensor
@@ -166,8 +167,9 @@ class ProductQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             return self.quantize(widen(latents), valid)
 
+    @abstractmethod
     def quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
-        raise NotImplementedError
+        """As `forward`, in at least float32; `valid` is given."""
 
     def mean_probs(self, probs: Tensor, valid: Tensor) -> Tensor:
         """(..., groups, codes) -> (groups, codes); in training over all ranks."""
