@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from scipy import stats
 
 from w2v_plugin.clusters import KMeans, fit_kmeans, mfcc_frames
 from w2v_plugin.ctc import Wav2Vec2CTC
@@ -65,7 +66,6 @@ def test_bitrates_by_hand() -> None:
 
 
 def test_entropy_is_that_of_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
     counts = np.random.default_rng(0).integers(0, 50, 30)
     assert entropy(counts) == pytest.approx(stats.entropy(counts, base=2), abs=1e-12)
 
