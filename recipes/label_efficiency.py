@@ -28,7 +28,9 @@ import csv
 import hashlib
 import json
 import logging
+import os
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -36,7 +38,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +190,18 @@ def write_labels(options: argparse.Namespace) -> None:
 
 
 def prepare_process() -> None:
-    """One thread: what counts is CPU time."""
+    """One thread, because what counts is CPU time; and no work for a study that was killed."""
     torch.set_num_threads(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     logging.disable(logging.INFO)
+
+
+def end_with_parent() -> None:
+    """Wait for the end of the process that gives out the work, and end, too."""
+    parent = parent_process()
+    assert parent is not None, "this runs in workers only"
+    parent.join()
+    os._exit(1)
 
 
 def run_all(pool: ProcessPoolExecutor, jobs: Sequence[Job], options: argparse.Namespace) -> Results:
