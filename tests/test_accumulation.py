@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.utils.distributed import ddp_init_group
 from torch import Tensor
 
 from w2v_plugin import quantizer as quantizer_module
 from w2v_plugin.brains import PretrainBrain
+from w2v_plugin.launch import join_group, leave_group
 from w2v_plugin.losses import sample_negatives
 from w2v_plugin.masking import span_mask
 from w2v_plugin.model import Wav2Vec2
@@ -255,7 +255,7 @@ def test_dead_codes_of_all_ranks_restart_alike(ranks: Path) -> None:
 def worker(folder: Path) -> None:
     """One of the two processes."""
     rank = int(os.environ["RANK"])
-    ddp_init_group({"distributed_launch": True, "distributed_backend": "gloo"})
+    join_group({"distributed_backend": "gloo"})
     quantizer_module.gumbel_choice = noiseless
     for kind in KINDS:
         for name, cut in CUTS.items():
@@ -276,7 +276,7 @@ def worker(folder: Path) -> None:
         quantizer.after_update()
         z = quantizer.project(latents)
         torch.save((quantizer.codebook.detach(), z.detach()), folder / f"{name}_{rank}")
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":
