@@ -30,7 +30,8 @@ from transformers.models.wav2vec2 import modeling_wav2vec2 as hf
 
 from w2v_plugin.losses import sample_negatives
 from w2v_plugin.masking import span_mask
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2Output
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer
 

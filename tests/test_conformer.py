@@ -30,7 +30,8 @@ from w2v_plugin.errors import CheckpointMismatch, NotStreamable
 from w2v_plugin.folders import save_asr
 from w2v_plugin.hf_checkpoints import load_hf
 from w2v_plugin.hf_export import export_hf
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2Output
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.onnx_export import export_onnx
 from w2v_plugin.text import CharVocabulary
 

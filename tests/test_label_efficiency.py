@@ -32,7 +32,8 @@ from w2v_plugin.label_curves import (
     resampled,
 )
 from w2v_plugin.manifests import Utterance, read_manifest, write_manifest
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2Output
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model_output import Wav2Vec2Output
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "channels": [8] * 7}

@@ -10,7 +10,8 @@ from w2v_plugin.attention import ChunkConfig, attention_mask, packed_parts
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import BadAudio
 from w2v_plugin.frames import frame_lengths, receptive_field
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2Output
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model_output import Wav2Vec2Output
 
 FAMILIES = {
     "group": {"extractor_norm": "group", "norm_first": False},

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2Output
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.pooling import POOLS, mix_layers, pick_layers, pool
 
 LENGTHS = torch.tensor([9, 4, 1])

@@ -95,6 +95,23 @@ def packed_parts(
     return parts
 
 
+@dataclass
+class Memory:
+    """Keys and values of frames that went by, for one layer and one chunk.
+
+    Attention adds those of the chunk: afterwards `keys` and `values` hold both.
+    """
+
+    keys: Tensor  # (batch, heads, frames, d)
+    values: Tensor
+    mask: Tensor | None = None  # (batch, 1, 1, frames, those of the chunk included) bool
+
+    def extend(self, keys: Tensor, values: Tensor) -> None:
+        """Add those of the chunk, (batch, heads, chunk, d)."""
+        self.keys = torch.cat([self.keys, keys], dim=2)
+        self.values = torch.cat([self.values, values], dim=2)
+
+
 class _AttendByHeads(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -192,14 +209,18 @@ class SelfAttention(nn.Module):
         self.v = Linear(dim, dim)
         self.out = Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | None) -> Tensor:
-        """x (batch, frames, dim); mask as from `attention_mask`, or the utterances in one row."""
+    def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | Memory | None) -> Tensor:
+        """x (batch, frames, dim); mask as from `attention_mask`, or the utterances in one row, or
+        what is known of the frames before."""
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, frames, d)
             for proj in (self.q, self.k, self.v)
         )
         if mask is None or isinstance(mask, Tensor):
             y = self.attend(q, k, v, mask)
+        elif isinstance(mask, Memory):
+            mask.extend(k, v)
+            y = self.attend(q, mask.keys, mask.values, mask.mask)
         else:
             utterances = [
                 self.attend(q[:, :, one.frames], k[:, :, one.frames], v[:, :, one.frames], one.mask)

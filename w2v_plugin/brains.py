@@ -22,7 +22,7 @@ from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.codes import perplexity
 from w2v_plugin.decoding import greedy
 from w2v_plugin.errors import TrainingCollapsed
-from w2v_plugin.model import Wav2Vec2Output
+from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.pretraining import PretrainingOutput
 from w2v_plugin.ranks import all_sum
 from w2v_plugin.training import StepBrain

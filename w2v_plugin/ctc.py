@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.frames import valid_frames
 from w2v_plugin.masking import span_mask
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2Output
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model_output import Wav2Vec2Output
+from w2v_plugin.streaming import EncoderState
 
 
 class Wav2Vec2CTC(nn.Module):
@@ -105,6 +107,25 @@ class Wav2Vec2CTC(nn.Module):
         )
         out.logits = self.head(out.context)
         return out.unpack(lengths)
+
+    def init_state(self, batch: int = 1) -> EncoderState:
+        """As `Wav2Vec2.init_state`."""
+        return self.wav2vec2.init_state(batch)
+
+    @torch.inference_mode()
+    def step(
+        self,
+        wavs: Tensor,
+        state: EncoderState,
+        chunk: ChunkConfig,
+        last: bool | Sequence[bool] = False,
+        *,
+        lengths: Sequence[int] | None = None,
+    ) -> tuple[Wav2Vec2Output, EncoderState]:
+        """As `Wav2Vec2.step`, with logits."""
+        out, state = self.wav2vec2.step(wavs, state, chunk, last, lengths=lengths)
+        out.logits = self.head(out.context)
+        return out, state
 
     def draw_masks(
         self, latents: Tensor, frame_lengths: Tensor | None

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from w2v_plugin.adapters import LanguageAdapter
 from w2v_plugin.attention import (
     ChunkConfig,
+    Memory,
     Part,
     SelfAttention,
     attention_mask,
@@ -62,7 +63,7 @@ class EncoderLayer(nn.Module):
             return self.ffn_out(self.activation_dropout(gelu(h)))
         return after_gelu(h, self.ffn_out)
 
-    def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | Memory | None) -> Tensor:
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), mask))
             x = x + self.dropout(self.feed_forward(self.ffn_norm(x)))
@@ -89,6 +90,8 @@ class ContextEncoder(nn.Module):
         unused ones.
     positions_kernel, positions_groups : int
         Shape of the positional convolution.
+    causal_positions : bool
+        Positions that never look ahead, see `ConvPositions`.
     adapter_dim : int, optional
         Width of a language adapter after each layer (pre-norm only); None for none.
     conformer : {"relative", "rotary"}, optional
@@ -122,6 +125,7 @@ class ContextEncoder(nn.Module):
         layer_drop: float = 0.0,
         positions_kernel: int = 128,
         positions_groups: int = 16,
+        causal_positions: bool = False,
         adapter_dim: int | None = None,
         conformer: str | None = None,
         conformer_kernel: int = 31,
@@ -130,7 +134,9 @@ class ContextEncoder(nn.Module):
         super().__init__()
         self.norm_first, self.layer_drop = norm_first, layer_drop
         self.activation_checkpointing = activation_checkpointing
-        self.positions = ConvPositions(dim, positions_kernel, positions_groups)
+        self.positions = ConvPositions(
+            dim, positions_kernel, positions_groups, causal=causal_positions
+        )
         self.conformer = None
         layer: Callable[..., nn.Module] = partial(
             EncoderLayer, norm_first=norm_first, adapter_dim=adapter_dim
@@ -228,3 +234,27 @@ class ContextEncoder(nn.Module):
         if self.norm_first:
             x = self.norm(x)
         return x, tuple(hidden) if output_hidden_states else None
+
+    def step(self, x: Tensor, past: Tensor, memories: Sequence[Memory]) -> Tensor:
+        """As `forward`, of the next chunk of streams, without dropout.
+
+        Parameters
+        ----------
+        x : Tensor
+            (batch, chunk, dim) projected latents; zero where a row has fewer frames.
+        past : Tensor
+            (batch, positions.past, dim) of the frames before; zero before the first one.
+        memories : sequence of Memory
+            One for each layer; the chunk is added to it.
+
+        Returns
+        -------
+        Tensor
+            Context (batch, chunk, dim).
+        """
+        x = x + self.positions.step(past, x)
+        if not self.norm_first:
+            x = self.norm(x)
+        for layer, memory in zip(self.layers, memories, strict=True):
+            x = layer(x, memory)
+        return self.norm(x) if self.norm_first else x

@@ -22,7 +22,8 @@ from w2v_plugin.checkpoints import AnyModel, load_checkpoint
 from w2v_plugin.compression import optimize
 from w2v_plugin.devices import Choice, choose
 from w2v_plugin.frames import HOP
-from w2v_plugin.model import Wav2Vec2, Wav2Vec2Output
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.overlap import Windows
 
 if TYPE_CHECKING:

@@ -10,8 +10,6 @@ Two facts that surprise: BASE has 12 heads (the paper's text says 8), and the XL
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.encoder import ContextEncoder
-from w2v_plugin.errors import BadAudio, NotStreamable
+from w2v_plugin.errors import BadAudio
 from w2v_plugin.features import ConvExtractor, FeatureProjection, ScaleGradient, normalize_wavs
 from w2v_plugin.frames import (
     KERNELS,
@@ -28,43 +26,13 @@ from w2v_plugin.frames import (
     frame_lengths,
     valid_frames,
 )
+from w2v_plugin.model_output import Wav2Vec2Output
+from w2v_plugin.steps import Streamable
 
 PADDING_MODES = ("exact", "mask", "reference")
 
 
-@dataclass
-class Wav2Vec2Output:
-    """What the models return; frames beyond `frame_lengths` are meaningless."""
-
-    context: Tensor  # (batch, frames, dim)
-    frame_lengths: Tensor  # (batch,) valid frames
-    hidden_states: tuple[Tensor, ...] | None = None  # layers + 1 of (batch, frames, dim)
-    logits: Tensor | None = None  # (batch, frames, vocab), CTC only, before softmax
-
-    def cut(self, row: int, begin: int, end: int) -> Wav2Vec2Output:
-        """Some frames of a row, as an output of batch size 1."""
-
-        def part(x: Tensor) -> Tensor:
-            return x[row : row + 1, begin:end]
-
-        return Wav2Vec2Output(
-            part(self.context),
-            self.frame_lengths.new_tensor([end - begin]),
-            None if self.hidden_states is None else tuple(map(part, self.hidden_states)),
-            None if self.logits is None else part(self.logits),
-        )
-
-    def rows(self) -> list[Wav2Vec2Output]:
-        """The utterances of a padded batch, each without padding."""
-        return [self.cut(i, 0, n) for i, n in enumerate(self.frame_lengths.tolist())]
-
-    def unpack(self, lengths: Sequence[int]) -> list[Wav2Vec2Output]:
-        """The utterances of `lengths` frames that are packed into the only row."""
-        ends = list(accumulate(lengths))
-        return [self.cut(0, end - size, end) for end, size in zip(ends, lengths, strict=True)]
-
-
-class Wav2Vec2(nn.Module):
+class Wav2Vec2(Streamable):
     """Wav2vec 2.0 without a head (Baevski et al. 2020). The defaults are the BASE model.
 
     Parameters
@@ -97,6 +65,9 @@ class Wav2Vec2(nn.Module):
         BASE pretraining, 0 for fine-tuning).
     positions_kernel, positions_groups : int
         Positional convolution.
+    causal_positions : bool
+        A positional convolution that never looks ahead. With chunks of one frame the model is
+        fully causal then.
     adapter_dim : int, optional
         Width of the language adapters of an MMS model; None for none. See `set_language`.
     conformer : {"relative", "rotary"}, optional
@@ -136,6 +107,7 @@ class Wav2Vec2(nn.Module):
         feature_grad_scale: float = 1.0,
         positions_kernel: int = 128,
         positions_groups: int = 16,
+        causal_positions: bool = False,
         adapter_dim: int | None = None,
         conformer: str | None = None,
         conformer_kernel: int = 31,
@@ -168,6 +140,7 @@ class Wav2Vec2(nn.Module):
             layer_drop=layer_drop,
             positions_kernel=positions_kernel,
             positions_groups=positions_groups,
+            causal_positions=causal_positions,
             adapter_dim=adapter_dim,
             conformer=conformer,
             conformer_kernel=conformer_kernel,
@@ -246,18 +219,8 @@ class Wav2Vec2(nn.Module):
         normed : Tensor, optional
             The latents after the projection's LayerNorm, if they are at hand already.
         """
-        if chunk is not None and self.extractor.norm == "group":
-            raise NotStreamable(
-                "extractor_norm='group' takes statistics over the whole utterance, so every frame "
-                "depends on all others and chunks mean nothing. Use a model with "
-                "extractor_norm='layer', or leave out chunk."
-            )
-        if chunk is not None and self.encoder.conformer is not None:
-            raise NotStreamable(
-                "The convolutions of a conformer look "
-                f"{self.config['conformer_kernel'] // 2} frames ahead in every layer, beyond the "
-                "end of any chunk. Use a model with conformer=None, or leave out chunk."
-            )
+        if chunk is not None:
+            self.check_streamable()
         x = self.projection(self.projection.norm(latents) if normed is None else normed)
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from w2v_plugin.frames import valid_frames
-from w2v_plugin.model import Wav2Vec2Output
+from w2v_plugin.model_output import Wav2Vec2Output
 
 POOLS = {"mean": 1, "mean+std": 2, "statistics": 4}  # vectors of `dim` that make up the result
 Layer = int | Sequence[int] | Literal["all"]
