@@ -23,7 +23,7 @@ from speechbrain.decoders.ctc import CTCBeamSearcher
 from torch import Tensor
 
 from w2v_plugin.alignment import best_path, spoken_posteriors
-from w2v_plugin.decoding import path_transcript
+from w2v_plugin.decoding import PathReader
 from w2v_plugin.ngrams import END, NgramLM
 from w2v_plugin.text import WORD_BOUNDARY, CharVocabulary, normalize_text
 from w2v_plugin.transcripts import Transcript
@@ -89,7 +89,7 @@ class BeamSearch:
         self.vocabulary = vocabulary
         blank = vocabulary.get_blank_index()
         symbols = [chr(PRIVATE + index) for index in range(max(vocabulary.ind2lab) + 1)]
-        self._searcher = _Searcher(
+        self.searcher = _Searcher(
             blank,
             symbols,
             # without word boundaries, one that is no boundary either
@@ -102,7 +102,7 @@ class BeamSearch:
         )
         hot = _HotWords(hot_words, vocabulary, boost)
         if lm is not None or hot.words:
-            self._searcher.lm = _Scorer(vocabulary, lm, hot, (alpha, beta, oov))
+            self.searcher.lm = _Scorer(vocabulary, lm, hot, (alpha, beta, oov))
 
     def __call__(self, logits: Tensor, frame_lengths: Tensor, n_best: int = 1) -> list[Transcript]:
         """Decode a batch.
@@ -130,13 +130,20 @@ class BeamSearch:
         ]
 
     def _decode(self, log_probs: Tensor, n_best: int) -> Transcript:
-        found = self._searcher.decode_log_probs(log_probs.double().numpy(), len(log_probs))
+        found = self.searcher.decode_log_probs(log_probs.double().numpy(), len(log_probs))
+        return self.transcript(found, log_probs, n_best)
+
+    def transcript(
+        self, found: Iterable[Any], log_probs: Tensor, n_best: int = 1, frame: int = 0
+    ) -> Transcript:
+        """The best of the searcher's hypotheses (and others) for frames that begin at `frame`."""
         boundary = self.vocabulary.lab2ind.get(WORD_BOUNDARY)
         texts: dict[str, Transcript] = {}  # tokens may differ where the text does not
         for hypothesis in found:
-            tokens = [boundary if c == " " else ord(c) - PRIVATE for c in hypothesis.text]
-            path = best_path(log_probs, tokens, self.vocabulary)
-            transcript = path_transcript(path, log_probs, self.vocabulary)
+            tokens = [boundary if c == " " else ord(c) - PRIVATE for c in " ".join(hypothesis.text.split())]
+            reader = PathReader(self.vocabulary, frame)
+            reader.read(best_path(log_probs, tokens, self.vocabulary), log_probs)
+            transcript = reader.transcript()
             texts.setdefault(transcript.text, replace(transcript, score=float(hypothesis.lm_score)))
             if len(texts) == n_best:
                 break

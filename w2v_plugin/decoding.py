@@ -124,25 +124,77 @@ def path_transcript(path: Tensor, log_probs: Tensor, vocabulary: CharVocabulary)
     >>> path_transcript(path, torch.zeros(4, 32).log_softmax(-1), CharVocabulary()).words[0]
     Span(text='HI', start=0.02, end=0.08, confidence=0.0009765625)
     """
-    scores = log_probs.gather(1, path[:, None])[:, 0]
-    tokens, counts = torch.unique_consecutive(path, return_counts=True)
-    words: list[list[Span]] = [[]]
-    frame, blank = 0, vocabulary.get_blank_index()
-    for token, count in zip(tokens.tolist(), counts.tolist(), strict=True):
-        text = "" if token == blank else vocabulary.decode_ndim(token)
+    reader = PathReader(vocabulary)
+    reader.read(path, log_probs)
+    return reader.transcript()
+
+
+class PathReader:
+    """As `path_transcript`, of a path that comes piece by piece: where it is cut does not matter.
+
+    Parameters
+    ----------
+    vocabulary : CharVocabulary
+        What the outputs mean; special symbols are skipped.
+    frame : int
+        Number of the first frame, from which times count.
+
+    Example
+    -------
+    >>> reader, log_probs = PathReader(CharVocabulary()), torch.zeros(6, 32).log_softmax(-1)
+    >>> path = torch.tensor([11, 10, 10, 4, 10, 0])  # H I I | I <pad>
+    >>> reader.read(path[:2], log_probs[:2])
+    >>> reader.words, reader.transcript().text
+    ([], 'HI')
+    >>> reader.read(path[2:], log_probs[2:])
+    >>> [word.end for word in reader.words], reader.transcript().text
+    ([0.06], 'HI I')
+    """
+
+    def __init__(self, vocabulary: CharVocabulary, frame: int = 0) -> None:
+        self.vocabulary, self.frame = vocabulary, frame
+        self.score = 0.0
+        self.words: list[Span] = []  # complete: a boundary was heard
+        self.characters: list[Span] = []  # of those
+        self.open: list[Span] = []  # characters of the last word, of which there may be more
+        self._token = vocabulary.get_blank_index()  # of the last frame
+
+    def read(self, path: Tensor, log_probs: Tensor) -> None:
+        """The next frames: (frames,) tokens and (frames, vocab) log-posteriors, on the CPU."""
+        scores = log_probs.gather(1, path[:, None])[:, 0]
+        tokens, counts = torch.unique_consecutive(path, return_counts=True)
+        for token, count in zip(tokens.tolist(), counts.tolist(), strict=True):
+            peak = scores[:count].max().exp().item()
+            self.score += scores[:count].sum().item()
+            self._read_run(token, count, peak)
+            scores = scores[count:]
+
+    def _read_run(self, token: int, count: int, peak: float) -> None:
+        start, end = _seconds(self.frame), _seconds(self.frame + count)
+        blank = self.vocabulary.get_blank_index()
+        text = "" if token == blank else self.vocabulary.decode_ndim(token)
         if text.isspace():
-            words.append([])
+            self._end_word()
+        elif text and token == self._token and self.open:  # went on after a cut
+            last = self.open.pop()
+            peak = max(peak, last.confidence)
+            self.open.append(Span(text, last.start, end, peak))
         elif text:
-            peak = scores[frame : frame + count].max().exp().item()
-            words[-1].append(Span(text, _seconds(frame), _seconds(frame + count), peak))
-        frame += count
-    spans = tuple(_word(characters) for characters in words if characters)
-    return Transcript(
-        " ".join(word.text for word in spans),
-        spans,
-        tuple(character for characters in words for character in characters),
-        scores.sum().item(),
-    )
+            self.open.append(Span(text, start, end, peak))
+        self.frame += count
+        self._token = token
+
+    def _end_word(self) -> None:
+        if self.open:
+            self.words.append(_word(self.open))
+            self.characters += self.open
+            self.open = []
+
+    def transcript(self) -> Transcript:
+        """What was read so far, the last word as far as it goes."""
+        words = (*self.words, *([_word(self.open)] if self.open else []))
+        text = " ".join(word.text for word in words)
+        return Transcript(text, words, (*self.characters, *self.open), self.score)
 
 
 def _seconds(frame: int) -> float:

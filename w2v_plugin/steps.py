@@ -118,6 +118,7 @@ class Streamable(nn.Module):
 
         Example
         -------
+        >>> from w2v_plugin.model import Wav2Vec2
         >>> model = Wav2Vec2(
         ...     dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7, positions_kernel=8,
         ...     extractor_norm="layer", normalize=False,
@@ -159,10 +160,14 @@ class Streamable(nn.Module):
         counts = torch.tensor([len(row) for row in outputs], device=nothing.device)
         return Wav2Vec2Output(pad_sequence(outputs, batch_first=True), counts), state
 
+    def frames_known(self, state: EncoderState) -> list[int]:
+        """Frames of each stream whose samples were heard, but which were not given out."""
+        kernels, strides = self.extractor.kernels, self.extractor.strides
+        return [frame_lengths(n, kernels, strides) for n in state.samples]
+
     def _frames_ready(self, state: EncoderState, chunk: int, ends: Sequence[bool]) -> list[int]:
         """Frames of the next chunk of each stream: all of them, what is left at an end, or none."""
-        kernels, strides = self.extractor.kernels, self.extractor.strides
-        ready = [min(frame_lengths(n, kernels, strides), chunk) for n in state.samples]
+        ready = [min(n, chunk) for n in self.frames_known(state)]
         return [n if n == chunk or end else 0 for n, end in zip(ready, ends, strict=True)]
 
     def _chunk(
