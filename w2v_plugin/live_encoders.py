@@ -34,9 +34,7 @@ class LiveEncoder(ABC):
 
     @staticmethod
     @abstractmethod
-    def run(
-        encoders: Sequence[LiveEncoder], wavs: Sequence[Tensor], last: bool
-    ) -> list[Tensor]:
+    def run(encoders: Sequence[LiveEncoder], wavs: Sequence[Tensor], last: bool) -> list[Tensor]:
         """The next samples of each, (samples,), to its next logits, (frames, vocab) on the CPU."""
 
     @property
@@ -136,9 +134,7 @@ class OverlapEncoder(LiveEncoder):
         The windows.
     """
 
-    def __init__(
-        self, compute: Callable[[list[Tensor]], list[Tensor]], overlap: Overlap
-    ) -> None:
+    def __init__(self, compute: Callable[[list[Tensor]], list[Tensor]], overlap: Overlap) -> None:
         self.compute, self.overlap = compute, overlap
         self.wav = torch.zeros(0)
         self.begin = 0  # frame at which `wav` begins

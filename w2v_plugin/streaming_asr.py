@@ -172,7 +172,7 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
     ) -> Iterator[str]:
         """Text of a file, chunk by chunk; joined, it is the text. Reads as it goes."""
         context, size = self.make_streaming_context(config), self.get_chunk_size_frames(config)
-        for block in read_blocks(path):
+        for block in filter(len, read_blocks(path)):
             for packet in block.split(size):
                 yield self.transcribe_chunk(context, packet[None])[0]
         yield self.transcribe_chunk(context, torch.zeros(1, 0), last=True)[0]

@@ -1,0 +1,144 @@
+"""The interface: its own names, SpeechBrain's names, models that cannot stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
+
+from w2v_plugin import ChunkConfig, Wav2Vec2StreamingASR
+from w2v_plugin.ctc import Wav2Vec2CTC
+from w2v_plugin.errors import NotStreamable
+from w2v_plugin.folders import save_asr
+from w2v_plugin.live import BeamDecoder
+from w2v_plugin.live_encoders import Overlap
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.text import CharVocabulary
+
+
+def build(folder: Path, **options) -> Wav2Vec2StreamingASR:
+    torch.manual_seed(0)
+    shape = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "channels": (8,) * 7}
+    body = Wav2Vec2(**shape | {"positions_kernel": 8, "positions_groups": 4} | options)
+    model = Wav2Vec2CTC(body, vocab_size=32).eval()
+    torch.nn.init.normal_(model.head.weight)
+    save_asr(folder, model, CharVocabulary())
+    return Wav2Vec2StreamingASR.from_hparams(source=folder, run_opts={"device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def asr(tmp_path_factory: pytest.TempPathFactory) -> Wav2Vec2StreamingASR:
+    folder = tmp_path_factory.mktemp("model")
+    return build(folder, extractor_norm="layer", normalize=False)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Wav2Vec2StreamingASR:
+    """As BASE: norm over time, normalized waveforms."""
+    return build(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audio") / "a.wav"
+    torch.manual_seed(1)
+    soundfile.write(path, (0.1 * torch.randn(45_678)).numpy(), 16_000, subtype="FLOAT")
+    return path
+
+
+CONFIG = ChunkConfig(16, 32)
+
+
+def test_a_stream_says_what_the_masked_pass_says(asr, file) -> None:
+    """Packets of a file against `transcribe_file` with the same chunk."""
+    session = asr.stream(CONFIG, rules=None)
+    wav = torch.from_numpy(soundfile.read(file, dtype="float32")[0])
+    for packet in wav.split(1234):
+        session.feed(packet)
+    assert session.finish()[-1].text == asr.transcribe_file(file, chunk=CONFIG)
+
+
+def test_by_default_chunks_of_640_ms(asr) -> None:
+    assert asr.stream().encoder.chunk == ChunkConfig(32, 256)
+
+
+def test_speechbrain_counts_left_context_in_chunks(asr) -> None:
+    assert asr.stream(DynChunkTrainConfig(16, 2)).encoder.chunk == ChunkConfig(16, 32)
+    assert asr.stream(DynChunkTrainConfig(16)).encoder.chunk == ChunkConfig(16)
+    assert asr.get_chunk_size_frames(DynChunkTrainConfig(16, 2)) == 5120
+
+
+def test_transcribe_file_streaming(asr, file) -> None:
+    """What the pieces add up to; utterances are joined by blanks."""
+    pieces = list(asr.transcribe_file_streaming(file, DynChunkTrainConfig(16, 2)))
+    assert len(pieces) == -(-45_678 // 5120) + 1
+    session = asr.stream(CONFIG)
+    events = session.feed(torch.from_numpy(soundfile.read(file, dtype="float32")[0]))
+    texts = [event.text for event in events + session.finish() if event.is_final]
+    assert "".join(pieces) == " ".join(texts)
+
+
+def test_transcribe_chunk_of_a_batch(asr) -> None:
+    """Rows of different lengths, relative lengths as everywhere in SpeechBrain."""
+    torch.manual_seed(2)
+    wavs = 0.1 * torch.randn(2, 20_480)
+    context = asr.make_streaming_context(DynChunkTrainConfig(16, 2))
+    texts = ["", ""]
+    for i, chunk in enumerate(wavs.split(5120, dim=1)):
+        lens = torch.tensor([1.0, 0.5]) if i == 3 else None
+        news = asr.transcribe_chunk(context, chunk, lens, last=i == 3)
+        texts = [text + new for text, new in zip(texts, news, strict=True)]
+    whole = [wavs[0], wavs[1, : 3 * 5120 + 2560]]
+    assert texts == [asr.transcribe_batch(wav[None], chunk=CONFIG)[0][0] for wav in whole]
+    with pytest.raises(ValueError, match="3 rows, but 2"):
+        asr.transcribe_chunk(context, torch.zeros(3, 10))
+
+
+def test_encode_chunk(asr) -> None:
+    torch.manual_seed(3)
+    wavs = 0.1 * torch.randn(1, 12_000)
+    context = asr.make_streaming_context(DynChunkTrainConfig(16, 2))
+    parts = [asr.encode_chunk(context, x, last=i == 2) for i, x in enumerate(wavs.split(5000, 1))]
+    with torch.inference_mode():
+        expected = asr.mods["model"](wavs, chunk=CONFIG).logits[0]
+    assert float((torch.cat([rows[0] for rows in parts]) - expected).abs().max()) < 2e-5
+
+
+def test_models_that_need_both_sides(published, file) -> None:
+    """Refused in chunks, with a remedy that works."""
+    with pytest.raises(NotStreamable, match="overlap"):
+        published.stream()
+    session = published.stream(overlap="half", rules=None)
+    events = session.feed(torch.from_numpy(soundfile.read(file, dtype="float32")[0]))
+    assert session.encoder.latency_ms == 1505
+    assert (events + session.finish())[-1].is_final
+    whole = published.stream(overlap=Overlap(0, 1000, 0), rules=None)
+    whole.feed(torch.from_numpy(soundfile.read(file, dtype="float32")[0]))
+    assert whole.finish()[-1].text == published.transcribe_file(file)
+
+
+def test_options_that_exclude_each_other(asr) -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        asr.stream(CONFIG, overlap="half")
+    with pytest.raises(ValueError, match="expected one of half, accurate, fast"):
+        asr.stream(overlap="best")
+
+
+def test_beam_search(asr, file) -> None:
+    """As `decode_with` asked; not through methods that cannot take text back."""
+    wav = torch.from_numpy(soundfile.read(file, dtype="float32")[0])
+    asr.decode_with(n_best=2, hot_words=["ravel"])
+    try:
+        session = asr.stream(CONFIG)
+        assert isinstance(session.decoder, BeamDecoder)
+        finals = [e for e in session.feed(wav) + session.finish() if e.is_final]
+        assert finals and all(len(event.alternatives) == 1 for event in finals)
+        with pytest.raises(ValueError, match="needs rules"):
+            asr.stream(CONFIG, rules=None)
+        with pytest.raises(ValueError, match="take none back"):
+            list(asr.transcribe_file_streaming(file, CONFIG))
+    finally:
+        asr.search = None
