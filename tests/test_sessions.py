@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_text_is_that_of_the_masked_pass(seed: int) -> None:
         assert (mine.text, mine.start, mine.end) == (theirs.text, theirs.start, theirs.end)
         assert mine.confidence == pytest.approx(theirs.confidence, abs=1e-5)
     texts = [event.stable for event in events]
-    assert all(later.startswith(text) for text, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(text) for text, later in pairwise(texts))
     assert all(f"{e.stable} {e.tentative}".strip() == e.text for e in events)
     assert all(event.compute_ms > 0 for event in events)
 

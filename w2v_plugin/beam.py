@@ -140,10 +140,8 @@ class BeamSearch:
         boundary = self.vocabulary.lab2ind.get(WORD_BOUNDARY)
         texts: dict[str, Transcript] = {}  # tokens may differ where the text does not
         for hypothesis in found:
-            tokens = [
-                boundary if c == " " else ord(c) - PRIVATE
-                for c in " ".join(hypothesis.text.split())
-            ]
+            text = " ".join(hypothesis.text.split())
+            tokens = [boundary if c == " " else ord(c) - PRIVATE for c in text]
             reader = PathReader(self.vocabulary, frame)
             reader.read(best_path(log_probs, tokens, self.vocabulary), log_probs)
             transcript = reader.transcript()

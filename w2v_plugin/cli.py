@@ -1,4 +1,4 @@
-"""The command line: `w2v transcribe`, `align`, `embed`, `units`, `convert` and `export`.
+"""The command line: `w2v transcribe`, `stream`, `align`, `embed`, `units`, `convert`, `export`.
 
 Results go to stdout or where `--out` says, in the order of the files; everything else goes to
 stderr. Exit status: 0 all files done, 1 some could not be used, 2 wrong call or no model, 130
@@ -17,104 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import w2v_plugin
-from w2v_plugin import commands
+from w2v_plugin import commands, help_texts, stream_command
 from w2v_plugin.errors import NotStreamable
 from w2v_plugin.inputs import CannotStart
 from w2v_plugin.outputs import FORMATS
 
+OVERLAPS = ("half", "accurate", "fast")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 POOLS = ("mean", "mean+std", "statistics")
-DESCRIPTION = """\
-Speech to text and speech to vectors with wav2vec 2.0.
-
-A MODEL is a folder written by training, a folder or file of a published checkpoint (transformers,
-fairseq, torchaudio), or an id on the Hugging Face hub, as facebook/wav2vec2-base-960h.
-"""
-INPUT_HELP = (
-    "audio file (wav, flac, ogg, opus, mp3; any rate and length), folder, quoted pattern "
-    "('data/**/*.flac'), manifest (.csv with a column wav), or - for paths on stdin, one a line"
-)
-MODEL_HELP = "folder or file of a model, or its id on the Hugging Face hub"
-TRANSCRIBE = """\
-examples:
-  w2v transcribe talk.wav --model runs/ctc/model
-  w2v transcribe interviews/ --model facebook/wav2vec2-base-960h --out texts.tsv
-  w2v transcribe interviews/ --model facebook/wav2vec2-base-960h --out texts.tsv --resume
-  w2v transcribe 'data/**/*.flac' --model runs/ctc/model --format json | jq -r .text
-  w2v transcribe lectures/ --model runs/ctc/model --format srt --out subtitles
-  find . -name '*.wav' | w2v transcribe - --model runs/ctc/model --format ctm > words.ctm
-  w2v transcribe talk.wav --model runs/ctc/model --lm 4gram.arpa --hot-words 'Ravel,Bolero'
-  w2v transcribe talk.wav --model facebook/mms-1b-all --language fra
-
-formats:
-  text  path, tab, text; of a single file on stdout the text alone
-  json  one object a line: path, duration, text, confidence, score, words with times, alternatives
-  srt, vtt  subtitles, one file for each: interviews/a/b.wav becomes OUT/a/b.srt
-  ctm   NIST: name, channel, start, duration, word, confidence
-
-Results come in the order of the files and are on disk as soon as they are there. After a kill or
-Ctrl-C, the same command with --resume goes on, to the same bytes that an unbroken run writes (give
---precision then: auto measures anew and may decide otherwise); files that failed are tried again.
-A file that cannot be used does not stop the others: it is listed at the end with the reason, and
-the exit status is 1.
-"""
-ALIGN = """\
-examples:
-  w2v align talk.wav 'HELLO WORLD' --model facebook/wav2vec2-base-960h
-  w2v align talk.wav talk.txt --model runs/ctc/model --format srt --out talk.srt
-
-Finds when each word of a known text is said. A low confidence marks words that the audio does not
-hold.
-"""
-EMBED = """\
-examples:
-  w2v embed talk.wav --model runs/pretrain/model --out vectors
-  w2v embed corpus/ --model facebook/wav2vec2-base --layer 6 --pool mean --out vectors
-  w2v embed train.csv --model facebook/wav2vec2-base --layer all --pool mean+std \\
-      --format npz --out train.npz
-
-output: vectors/talk.npy, float32 (frames, dim) with 50 frames per second, or (dim,) with --pool;
-several layers come first: (layers, frames, dim). A folder given as INPUT keeps its structure. With
---format npz or parquet, one file holds all, under the same names. On stdout: path, tab, name.
-"""
-UNITS = """\
-examples:
-  w2v units corpus/ --model facebook/wav2vec2-base --dedup --out units.tsv
-  w2v units train.csv --model runs/pretrain/model --group 0 --format json > units.jsonl
-  w2v units talk.wav --model runs/ctc/model --kmeans runs/units/kmeans/ctc-layer-3-100.safetensors
-
-formats:
-  text  path, tab, the units of all 20 ms frames; of a single file on stdout the units alone.
-        With --dedup, equal neighbors are one: unit:frames
-  json  one object a line: path, duration, units; with --dedup also durations, in frames
-
-Pretraining saves a quantizer, with a code of each group per frame; the joint code of two groups of
-V codes is z0 * V + z1. Any model gives units by k-means, with a file of recipes/units.py, which
-knows its layer. At the end, stderr tells how many codes are used, and the bitrate: entropy of a
-unit times units per second, for all frames and with equal neighbors as one (durations are extra).
-"""
-CONVERT = """\
-examples:
-  w2v convert runs/ctc/model exported                # for transformers, and torchaudio's importer
-  w2v convert wav2vec_small_960h.pt exported         # fairseq -> transformers
-  w2v convert facebook/wav2vec2-base-960h mine --to ours
-  w2v convert facebook/wav2vec2-base-960h small --to ours --precision int8
-  w2v convert facebook/mms-1b-all french --language fra
-
-No bit of the weights changes, unless INT8 is asked for. On stdout: what was read, renamed and
-ignored. FOLDER must not exist yet, or be empty; it appears complete or not at all.
-"""
-EXPORT = """\
-examples:
-  w2v export facebook/wav2vec2-base-960h asr.onnx
-  w2v export runs/pretrain/model encoder.onnx
-
-inputs: wavs (batch, samples) float32 at 16 kHz, lengths (batch,) int64. outputs: logits (batch,
-frames, vocab), or context (batch, frames, dim) of a model without CTC head; frame_lengths. The
-vocabulary is in the metadata. It needs: pip install "w2v_plugin[onnx]"
-"""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
@@ -154,13 +64,13 @@ def _can_resume(arguments: argparse.Namespace) -> bool:
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(
-        "w2v", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "w2v", description=help_texts.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("--version", action="version", version=f"w2v {w2v_plugin.__version__}")
     added = top.add_subparsers(metavar="COMMAND", required=True)
 
-    one = _command(added, "transcribe", commands.transcribe, "speech to text", TRANSCRIBE)
-    one.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
+    one = _command(added, "transcribe", commands.transcribe, "speech to text", help_texts.TRANSCRIBE)
+    one.add_argument("inputs", nargs="+", metavar="INPUT", help=help_texts.INPUT_HELP)
     _add_output(one, "text")
     one.add_argument("--resume", action="store_true", help="go on with what is in --out")
     _add_search(one)
@@ -174,27 +84,27 @@ def parser() -> argparse.ArgumentParser:
         help="let each 20 ms frame see only its chunk of N ms and what was before",
     )
 
-    two = _command(added, "align", commands.align, "times of a known text", ALIGN)
+    two = _command(added, "align", commands.align, "times of a known text", help_texts.ALIGN)
     two.add_argument("audio", metavar="AUDIO", help="audio file")
     two.add_argument("text", metavar="TEXT", help="what is said in it, or a file that holds it")
     _add_output(two, "json")
     _add_model(two)
     _add_language(two)
 
-    three = _command(added, "embed", commands.embed, "speech to vectors", EMBED)
-    three.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
+    three = _command(added, "embed", commands.embed, "speech to vectors", help_texts.EMBED)
+    three.add_argument("inputs", nargs="+", metavar="INPUT", help=help_texts.INPUT_HELP)
     _add_vectors(three)
     _add_model(three)
     _add_speed(three)
 
-    four = _command(added, "units", commands.units, "speech to discrete units", UNITS)
-    four.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
+    four = _command(added, "units", commands.units, "speech to discrete units", help_texts.UNITS)
+    four.add_argument("inputs", nargs="+", metavar="INPUT", help=help_texts.INPUT_HELP)
     _add_units(four)
     _add_model(four)
     _add_speed(four)
 
-    five = _command(added, "convert", commands.convert, "checkpoint to checkpoint", CONVERT)
-    five.add_argument("source", metavar="MODEL", help=MODEL_HELP)
+    five = _command(added, "convert", commands.convert, "checkpoint to checkpoint", help_texts.CONVERT)
+    five.add_argument("source", metavar="MODEL", help=help_texts.MODEL_HELP)
     five.add_argument("folder", type=Path, metavar="FOLDER", help="for the result")
     five.add_argument(
         "--to",
@@ -215,11 +125,51 @@ def parser() -> argparse.ArgumentParser:
         help="parts that INT8 leaves alone, as extractor.layers.1,encoder.layers.0",
     )
 
-    six = _command(added, "export", commands.export, "checkpoint to ONNX", EXPORT)
-    six.add_argument("source", metavar="MODEL", help=MODEL_HELP)
+    six = _command(added, "export", commands.export, "checkpoint to ONNX", help_texts.EXPORT)
+    six.add_argument("source", metavar="MODEL", help=help_texts.MODEL_HELP)
     six.add_argument("file", type=Path, metavar="FILE.onnx", help="must not exist yet")
     _add_language(six)
+    _add_stream(added)
     return top
+
+
+def _add_stream(added: Any) -> None:
+    seven = _command(
+        added, "stream", stream_command.stream, "text while somebody speaks", help_texts.STREAM
+    )
+    seven.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="audio file; mic: the microphone; -: 16-bit mono PCM on stdin, without a header",
+    )
+    seven.add_argument(
+        "--chunk-ms",
+        type=_chunk_ms,
+        metavar="N",
+        help="wait for N ms of audio at a time: 320, 480, 640 (default), 960, …",
+    )
+    seven.add_argument(
+        "--left-s",
+        type=_left_s,
+        metavar="S",
+        help="seconds before a chunk that it sees (default: 5.12); all: everything",
+    )
+    seven.add_argument("--overlap", choices=OVERLAPS, help="windows instead of chunks, see below")
+    seven.add_argument(
+        "--silence-s",
+        type=_silence_s,
+        default=1.0,
+        metavar="S",
+        help="seconds of silence after a word that end an utterance (default: 1.0)",
+    )
+    seven.add_argument("--real-time", action="store_true", help="play a file as it was spoken")
+    seven.add_argument("--json", action="store_true", help="every event as a line of JSON")
+    seven.add_argument(
+        "--rate", type=_count, default=16_000, metavar="HZ", help="of stdin (default: 16000)"
+    )
+    _add_search(seven)
+    _add_where(seven)
+    _add_language(seven)
 
 
 def _command(added: Any, name: str, run: Any, title: str, epilog: str) -> argparse.ArgumentParser:
@@ -317,16 +267,7 @@ def _add_units(command: argparse.ArgumentParser) -> None:
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
-    command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: an accelerator if any)")
-    command.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of matrix products; auto (default): half precision where that is faster; "
-        "int8: fastest on CPUs",
-    )
-    command.add_argument("--threads", type=_count, metavar="N", help="of the CPU, for computing")
+    _add_where(command)
     command.add_argument(
         "--window-s",
         type=_seconds,
@@ -338,6 +279,19 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use torch.compile: a minute to begin with, then faster on accelerators",
     )
+
+
+def _add_where(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, metavar="MODEL", help=help_texts.MODEL_HELP)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: an accelerator if any)")
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of matrix products; auto (default): half precision where that is faster; "
+        "int8: fastest on CPUs",
+    )
+    command.add_argument("--threads", type=_count, metavar="N", help="of the CPU, for computing")
 
 
 def _add_language(command: argparse.ArgumentParser) -> None:
@@ -393,6 +347,19 @@ def _chunk_ms(text: str) -> int:
     if not text.isdecimal() or int(text) < 20 or int(text) % 20:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a multiple of 20 (one frame)")
     return int(text)
+
+
+def _left_s(text: str) -> float:
+    number = math.inf if text == "all" else _number(float, text, "seconds, or all")
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or more, or all")
+    return number
+
+
+def _silence_s(text: str) -> float:
+    if not 0.1 <= (number := _number(float, text, "seconds")) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0.1 or more")
+    return number
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ def transcribe(arguments: argparse.Namespace) -> int:
     """`w2v transcribe`."""
     items = find_inputs(arguments.inputs)
     output = open_output(items, arguments.format, arguments.out, resume=arguments.resume)
-    options = _search_options(arguments)
-    asr = _open("Wav2Vec2ASR", arguments)
+    options = search_options(arguments)
+    asr = open_interface("Wav2Vec2ASR", arguments)
     if options:
-        with _refused("beam search"):
+        with refused("beam search"):
             asr.decode_with(**options)
     ms, batch_s = arguments.chunk_ms, arguments.batch_s
     chunk = None if ms is None else w2v_plugin.ChunkConfig(chunk=ms // 20)
@@ -57,7 +57,7 @@ def align(arguments: argparse.Namespace) -> int:
         raise CannotStart(f"{arguments.audio}: {len(items)} files, expected one and its text.")
     output = open_output(items, arguments.format, arguments.out)
     text = _text(arguments.text)
-    asr = _open("Wav2Vec2ASR", arguments)
+    asr = open_interface("Wav2Vec2ASR", arguments)
     from w2v_plugin.errors import BadAudio
 
     with Progress(1) as progress, output:
@@ -77,13 +77,13 @@ def embed(arguments: argparse.Namespace) -> int:
     named = by_name(find_inputs(arguments.inputs))
     items, format, out = list(named.values()), arguments.format, arguments.out
     _refuse_target(named, arguments)
-    encoder = _open("Wav2Vec2Encoder", arguments)
+    encoder = open_interface("Wav2Vec2Encoder", arguments)
     layer, pool, weights = arguments.layer, arguments.pool, arguments.layer_weights
     import torch
 
     from w2v_plugin.vectors import save_vectors
 
-    with _refused("cannot embed"):  # before anything is written
+    with refused("cannot embed"):  # before anything is written
         encoder.encode_batch(torch.zeros(1, 1600), None, layer, pool, weights)
 
     def has(item: Input) -> bool:
@@ -119,7 +119,7 @@ def units(arguments: argparse.Namespace) -> int:
     from w2v_plugin.units import UnitCounts, select_group, to_seconds
 
     counts = UnitCounts(model.sizes if group is None else model.sizes[group : group + 1])
-    with _refused(f"{arguments.out}: written with another --model, --group or --kmeans"):
+    with refused(f"{arguments.out}: written with another --model, --group or --kmeans"):
         for earlier in output.earlier():
             counts.add(earlier)
 
@@ -146,7 +146,7 @@ def convert(arguments: argparse.Namespace) -> int:
     from w2v_plugin.conversion import convert as to_folder
 
     source, folder = arguments.source, arguments.folder
-    with _refused("cannot convert"):
+    with refused("cannot convert"):
         report = to_folder(
             source,
             folder,
@@ -165,7 +165,7 @@ def export(arguments: argparse.Namespace) -> int:
     from w2v_plugin.onnx_export import export_onnx
 
     model: Any
-    with _refused("cannot export"):
+    with refused("cannot export"):
         model, vocabulary = open_any(arguments.source, arguments.language)
         report = model.load_report
         if vocabulary is None:  # heads of pretraining stay behind
@@ -182,10 +182,10 @@ def _open_units(arguments: argparse.Namespace) -> Any:
 
     if arguments.compile and arguments.kmeans is None:
         raise CannotStart("--compile is about the encoder, which units need with --kmeans only.")
-    with _refused("--kmeans"):
+    with refused("--kmeans"):
         kmeans = None if arguments.kmeans is None else KMeans.load(arguments.kmeans)
-    model = _open("Wav2Vec2Units", arguments)
-    with _refused("no units"):
+    model = open_interface("Wav2Vec2Units", arguments)
+    with refused("no units"):
         if kmeans is not None:
             model.use(kmeans)
         check_group(model.sizes, arguments.group)
@@ -222,7 +222,7 @@ def load(
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # SpeechBrain's loggers ignore the level of their parents
     try:
-        with _refused("cannot load the model", (Exception,)):  # its YAML is a program of its own
+        with refused("cannot load the model", (Exception,)):  # its YAML is a program of its own
             if not _is_ours(model):
                 return interface.from_checkpoint(model, device=device, language=language, **options)
             if language is not None:
@@ -234,7 +234,7 @@ def load(
         logging.disable(before)
 
 
-def _open(kind: str, arguments: argparse.Namespace) -> Any:
+def open_interface(kind: str, arguments: argparse.Namespace) -> Any:
     """Load the model, say where it works and why, and cut long files as asked."""
     import torch
 
@@ -248,9 +248,9 @@ def _open(kind: str, arguments: argparse.Namespace) -> Any:
         arguments.device,
         precision=arguments.precision,
         language=getattr(arguments, "language", None),
-        compile=arguments.compile,
+        compile=getattr(arguments, "compile", False),
     )
-    if arguments.window_s is not None:
+    if getattr(arguments, "window_s", None) is not None:
         interface.windows = Windows(arguments.window_s, arguments.window_s / 5)
     print(f"w2v: {interface.choice}", file=sys.stderr)
     return interface
@@ -261,7 +261,7 @@ def _is_ours(model: str) -> bool:
 
 
 @contextmanager
-def _refused(what: str, errors: Errors = WRONG_INPUT) -> Iterator[None]:
+def refused(what: str, errors: Errors = WRONG_INPUT) -> Iterator[None]:
     """Errors -> `CannotStart` with one line."""
     try:
         yield
@@ -270,7 +270,7 @@ def _refused(what: str, errors: Errors = WRONG_INPUT) -> Iterator[None]:
         raise CannotStart(f"{what}: {reason}") from error
 
 
-def _search_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Of `decode_with`; empty for greedy decoding."""
     names = ("beam", "n_best", "alpha", "beta")
     options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
@@ -283,7 +283,7 @@ def _search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         from w2v_plugin.ngrams import load_ngrams
 
-        with _refused("--lm"):
+        with refused("--lm"):
             words = arguments.lm_words.read_text(encoding="utf-8") if arguments.lm_words else ""
             options["lm"] = load_ngrams(arguments.lm, words.split())
     if arguments.hot_words is not None:
@@ -296,7 +296,7 @@ def _text(given: str) -> str:
     """A text, or what is in the file of this name."""
     if not os.path.isfile(given):
         return given
-    with _refused("cannot read the text"):
+    with refused("cannot read the text"):
         return Path(given).read_text(encoding="utf-8-sig")
 
 

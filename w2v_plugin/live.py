@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 from speechbrain.decoders.ctc import CTCBeam, LMCTCBeam
@@ -158,8 +158,9 @@ class BeamDecoder:
         best = self._beams[0]
         text = f"{best.text} {best.partial_word}"
         said = LMCTCBeam(**vars(best) | {"text": text}, lm_score=best.score)
-        shared = commonprefix([beam.text.split() for beam in self._beams])
-        return self._transcript([said]), len(shared)
+        nth_words = zip(*(beam.text.split() for beam in self._beams), strict=False)
+        shared = sum(1 for _ in takewhile(lambda words: len({*words}) == 1, nth_words))
+        return self._transcript([said]), shared
 
     def cut(self) -> Transcript:
         """The utterance ends here; what follows is the next one."""

@@ -156,9 +156,8 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
             The streams end here. SpeechBrain has no such thing and asks for silence at the end.
         """
         sessions = self._sessions(context, len(chunk))
-        news = feed(sessions, _unpad(chunk, chunk_len), last=last)
         texts = []
-        for i, (session, events) in enumerate(zip(sessions, news, strict=True)):
+        for i, events in enumerate(feed(sessions, _unpad(chunk, chunk_len), last=last)):
             text = ""
             for event in events:
                 gap = " " if event.segment and not context.shown[i] else ""
