@@ -17,14 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import w2v_plugin
-from w2v_plugin import commands, help_texts, stream_command
+from w2v_plugin import commands, stream_command
 from w2v_plugin.errors import NotStreamable
+from w2v_plugin.help_texts import (
+    ALIGN,
+    CONVERT,
+    DESCRIPTION,
+    EMBED,
+    EXPORT,
+    INPUT_HELP,
+    MODEL_HELP,
+    STREAM,
+    TRANSCRIBE,
+    UNITS,
+)
 from w2v_plugin.inputs import CannotStart
 from w2v_plugin.outputs import FORMATS
 
 OVERLAPS = ("half", "accurate", "fast")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 POOLS = ("mean", "mean+std", "statistics")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
@@ -64,13 +78,15 @@ def _can_resume(arguments: argparse.Namespace) -> bool:
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = argparse.ArgumentParser(
-        "w2v", description=help_texts.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "w2v",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"w2v {w2v_plugin.__version__}")
     added = top.add_subparsers(metavar="COMMAND", required=True)
 
-    one = _command(added, "transcribe", commands.transcribe, "speech to text", help_texts.TRANSCRIBE)
-    one.add_argument("inputs", nargs="+", metavar="INPUT", help=help_texts.INPUT_HELP)
+    one = _command(added, "transcribe", commands.transcribe, "speech to text", TRANSCRIBE)
+    one.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
     _add_output(one, "text")
     one.add_argument("--resume", action="store_true", help="go on with what is in --out")
     _add_search(one)
@@ -84,27 +100,27 @@ def parser() -> argparse.ArgumentParser:
         help="let each 20 ms frame see only its chunk of N ms and what was before",
     )
 
-    two = _command(added, "align", commands.align, "times of a known text", help_texts.ALIGN)
+    two = _command(added, "align", commands.align, "times of a known text", ALIGN)
     two.add_argument("audio", metavar="AUDIO", help="audio file")
     two.add_argument("text", metavar="TEXT", help="what is said in it, or a file that holds it")
     _add_output(two, "json")
     _add_model(two)
     _add_language(two)
 
-    three = _command(added, "embed", commands.embed, "speech to vectors", help_texts.EMBED)
-    three.add_argument("inputs", nargs="+", metavar="INPUT", help=help_texts.INPUT_HELP)
+    three = _command(added, "embed", commands.embed, "speech to vectors", EMBED)
+    three.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
     _add_vectors(three)
     _add_model(three)
     _add_speed(three)
 
-    four = _command(added, "units", commands.units, "speech to discrete units", help_texts.UNITS)
-    four.add_argument("inputs", nargs="+", metavar="INPUT", help=help_texts.INPUT_HELP)
+    four = _command(added, "units", commands.units, "speech to discrete units", UNITS)
+    four.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
     _add_units(four)
     _add_model(four)
     _add_speed(four)
 
-    five = _command(added, "convert", commands.convert, "checkpoint to checkpoint", help_texts.CONVERT)
-    five.add_argument("source", metavar="MODEL", help=help_texts.MODEL_HELP)
+    five = _command(added, "convert", commands.convert, "checkpoint to checkpoint", CONVERT)
+    five.add_argument("source", metavar="MODEL", help=MODEL_HELP)
     five.add_argument("folder", type=Path, metavar="FOLDER", help="for the result")
     five.add_argument(
         "--to",
@@ -125,8 +141,8 @@ def parser() -> argparse.ArgumentParser:
         help="parts that INT8 leaves alone, as extractor.layers.1,encoder.layers.0",
     )
 
-    six = _command(added, "export", commands.export, "checkpoint to ONNX", help_texts.EXPORT)
-    six.add_argument("source", metavar="MODEL", help=help_texts.MODEL_HELP)
+    six = _command(added, "export", commands.export, "checkpoint to ONNX", EXPORT)
+    six.add_argument("source", metavar="MODEL", help=MODEL_HELP)
     six.add_argument("file", type=Path, metavar="FILE.onnx", help="must not exist yet")
     _add_language(six)
     _add_stream(added)
@@ -134,9 +150,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_stream(added: Any) -> None:
-    seven = _command(
-        added, "stream", stream_command.stream, "text while somebody speaks", help_texts.STREAM
-    )
+    seven = _command(added, "stream", stream_command.stream, "text while somebody speaks", STREAM)
     seven.add_argument(
         "source",
         metavar="SOURCE",
@@ -282,7 +296,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _add_where(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", required=True, metavar="MODEL", help=help_texts.MODEL_HELP)
+    command.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
     command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: an accelerator if any)")
     command.add_argument(
         "--precision",

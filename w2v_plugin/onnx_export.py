@@ -178,7 +178,7 @@ class _Positions(nn.Module):
         conv = positions.conv
         self.groups = conv.groups
         self.weight, self.bias = nn.Parameter(conv.weight.detach()), conv.bias
-        self.around = positions.kernel // 2, positions.kernel - 1 - positions.kernel // 2
+        self.around = positions.past, positions.future
 
     def forward(self, x: Tensor, chunk: None = None) -> Tensor:
         x = F.pad(x.transpose(1, 2), self.around)

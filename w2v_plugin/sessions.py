@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from w2v_plugin.live import BeamDecoder, GreedyDecoder, LiveTranscript
 from w2v_plugin.live_encoders import LiveEncoder
 from w2v_plugin.transcripts import Transcript
 
-VAD = Callable[[Tensor], bool]  # (samples,) at 16 kHz -> whether somebody speaks
-Packet = Tensor | np.ndarray | bytes
+VAD: TypeAlias = Callable[[Tensor], bool]  # (samples,) at 16 kHz -> whether somebody speaks
+Packet: TypeAlias = Tensor | np.ndarray | bytes
 
 
 class Session:

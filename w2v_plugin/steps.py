@@ -157,8 +157,8 @@ class Streamable(nn.Module):
             state = state.reset([i for i, end in enumerate(ends) if end])
         nothing = self.mask_embedding.new_zeros(0, self.config["dim"])
         outputs = [torch.cat([nothing, *row]) for row in frames]
-        counts = torch.tensor([len(row) for row in outputs], device=nothing.device)
-        return Wav2Vec2Output(pad_sequence(outputs, batch_first=True), counts), state
+        lengths_out = torch.tensor([len(row) for row in outputs], device=nothing.device)
+        return Wav2Vec2Output(pad_sequence(outputs, batch_first=True), lengths_out), state
 
     def frames_known(self, state: EncoderState) -> list[int]:
         """Frames of each stream whose samples were heard, but which were not given out."""

@@ -109,11 +109,11 @@ class Clock:
 
     def __str__(self) -> str:
         took = sorted(self.took) or [0.0]
-        worst = self.session.encoder.latency_ms
+        worst, factor = self.session.encoder.latency_ms, self.compute_s / max(self.audio_s, 1e-9)
         return (
-            f"{self.audio_s:.1f} s audio, computed in {self.compute_s / max(self.audio_s, 1e-9):.3f}"
-            f" of real time; a sound waits {worst:.0f} ms at most, then {_at(took, 0.5):.0f} ms "
-            f"(median), {_at(took, 0.95):.0f} ms (95 %) for the computing"
+            f"{self.audio_s:.1f} s audio, computed in {factor:.3f} of real time; a sound waits "
+            f"{worst:.0f} ms at most, then {_at(took, 0.5):.0f} ms (median), "
+            f"{_at(took, 0.95):.0f} ms (95 %) for the computing"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
@@ -22,7 +22,7 @@ from w2v_plugin.sessions import VAD, Session, feed
 
 DEFAULT_CHUNK = ChunkConfig(chunk=32, left=256)  # 640 ms, 5.12 s
 DEFAULT_RULES = EndpointRules()
-AnyChunk = ChunkConfig | DynChunkTrainConfig
+AnyChunk: TypeAlias = ChunkConfig | DynChunkTrainConfig
 
 
 @dataclass
