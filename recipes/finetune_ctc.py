@@ -45,11 +45,11 @@ def test(brain: CTCBrain, hparams: dict[str, Any]) -> dict[str, dict[str, float]
     results = {}
     for name, manifest in hparams["test_csvs"].items():
         dataset = load_data(hparams, manifest)
-        for frames in hparams["eval_chunks"]:
-            brain.eval_chunk = None if frames is None else ChunkConfig(frames)
+        for setting in hparams["eval_chunks"]:
+            brain.eval_chunk = ChunkConfig.read(setting)
             loader = by_length(dataset, hparams["batch_s"])
             brain.evaluate(dataset, min_key=hparams["best_by"], test_loader_kwargs=loader)
-            key = name if frames is None else f"{name}_{frames * 20}ms"
+            key = name if brain.eval_chunk is None else f"{name}_{brain.eval_chunk.name}"
             results[key] = brain.test_scores
             run_on_main(write_alignments, args=[brain, folder / f"wer_{key}.txt"])
     return results

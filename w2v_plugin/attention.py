@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,24 @@ class ChunkConfig:
     def ms(self) -> int:
         """Length of a chunk in milliseconds."""
         return self.chunk * 20
+
+    @property
+    def name(self) -> str:
+        """As it is called in tables: "640ms", or "640ms_5120ms" with limited left context."""
+        return f"{self.ms}ms" + ("" if self.left is None else f"_{self.left * 20}ms")
+
+    @classmethod
+    def read(cls, setting: int | Sequence[Any] | None) -> ChunkConfig | None:
+        """What a recipe says: null for the whole utterance, a chunk, or [chunk, left], in frames.
+
+        Example
+        -------
+        >>> ChunkConfig.read([32, 256]).name
+        '640ms_5120ms'
+        """
+        if setting is None:
+            return None
+        return cls(setting) if isinstance(setting, int) else cls(*setting)
 
 
 def attention_mask(

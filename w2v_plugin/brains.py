@@ -43,11 +43,56 @@ class WarmStartBrain(StepBrain):
         return self.mean_loss(predictions, torch.ones((), device=predictions.device))
 
 
-class PretrainBrain(StepBrain):
+class ChunkBrain(StepBrain):
+    """Trains and validates in chunks, so that the model can stream.
+
+    Hyperparameters, both optional: `chunk_sampler`, SpeechBrain's dynamic chunk sampler, draws what
+    a batch may see; `valid_chunks` says what validation sees, as for `ChunkConfig.read`: each batch
+    is looked at once for each of them. Scores of the first one have plain names and pick the
+    checkpoint; the others have a suffix, as in WER_640ms_5120ms or WER_full.
+    """
+
+    eval_chunk: ChunkConfig | None = None  # what evaluation sees now
+
+    @property
+    def valid_chunks(self) -> list[ChunkConfig | None]:
+        """What validation sees, in turn."""
+        return [ChunkConfig.read(x) for x in getattr(self.hparams, "valid_chunks", [None])]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        sampler = getattr(self.hparams, "chunk_sampler", None)
+        if any(self.valid_chunks) or (sampler is not None and sampler.chunkwise_prob > 0):
+            self.model.wav2vec2.check_streamable()
+
+    def evaluate_batch(self, batch: PaddedBatch, stage: sb.Stage) -> Tensor:
+        if stage != sb.Stage.VALID:
+            return super().evaluate_batch(batch, stage)
+        losses = []
+        for self.eval_chunk in self.valid_chunks:  # noqa: B020 (what evaluation sees now)
+            losses.append(super().evaluate_batch(batch, stage))
+        self.eval_chunk = None
+        return losses[0]
+
+    def chunk(self, stage: sb.Stage) -> ChunkConfig | None:
+        """What this batch may see."""
+        return sample_chunk(self.hparams, stage) if stage == sb.Stage.TRAIN else self.eval_chunk
+
+    def named(self, scores: dict[ChunkConfig | None, dict[str, float]]) -> dict[str, float]:
+        """Scores at several chunks -> one dictionary, the first ones with plain names."""
+        (_, first), *others = scores.items()
+        return first | {
+            f"{name}_{'full' if chunk is None else chunk.name}": value
+            for chunk, more in others
+            for name, value in more.items()
+        }
+
+
+class PretrainBrain(ChunkBrain):
     """Contrastive pretraining of `modules.model`, a `Wav2Vec2Pretraining`.
 
     Further hyperparameters: `lr`, `slow_lr` (extractor and quantizer projection), `crop_s`,
-    and optionally `chunk_sampler` and `stop_on_collapse` (False: only warn).
+    and optionally `stop_on_collapse` (False: only warn) and those of `ChunkBrain`.
 
     What it logs are means over the masked frames of all micro-batches and ranks of an update.
     """
@@ -61,12 +106,11 @@ class PretrainBrain(StepBrain):
         return {"slow": (slow, self.hparams.slow_lr), "main": (rest, self.hparams.lr)}
 
     def compute_forward(self, batch: PaddedBatch, stage: sb.Stage) -> PretrainingOutput:
-        wavs, wav_lens = batch.to(self.device).sig
+        (wavs, wav_lens), chunk = batch.to(self.device).sig, self.chunk(stage)
         if stage == sb.Stage.TRAIN:  # cropped: nothing is padding
-            chunk = sample_chunk(self.hparams, stage)
             return self.modules.model(wavs, None, chunk=chunk, chance=self.logged)
-        generator = torch.Generator(wavs.device).manual_seed(self.step)
-        return self.modules.model(wavs, wav_lens, chance=True, generator=generator)
+        options = {"chance": True, "generator": torch.Generator(wavs.device).manual_seed(self.step)}
+        return self.modules.model(wavs, wav_lens, chunk=chunk, **options)
 
     def compute_objectives(
         self, predictions: PretrainingOutput, batch: PaddedBatch, stage: sb.Stage
@@ -75,11 +119,15 @@ class PretrainBrain(StepBrain):
             self.model.quantizer.observe(predictions.quantized)
             if (self.step - 1) % self.grad_accumulation_factor == 0:
                 self.update_sums: dict[str, Any] = defaultdict(float)
-        sums = self.update_sums if stage == sb.Stage.TRAIN else self.sums
+        sums = self.update_sums if stage == sb.Stage.TRAIN else self.sums[self.eval_chunk]
         if stage != sb.Stage.TRAIN or self.logged:
             for name, value in tally(predictions).items():
                 sums[name] = sums[name] + value
         return self.mean_loss(predictions.loss, predictions.contrastive.count)
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        super().on_stage_start(stage, epoch)
+        self.sums: dict[Any, dict[str, Any]] = defaultdict(lambda: defaultdict(float))
 
     def on_fit_batch_end(
         self, batch: PaddedBatch, outputs: PretrainingOutput, loss: Tensor, should_step: bool
@@ -97,14 +145,17 @@ class PretrainBrain(StepBrain):
         return record
 
     def score(self, stage_loss: float) -> dict[str, float]:
-        scores = means(self.sums)
+        return self.named({chunk: self.kept(means(sums)) for chunk, sums in self.sums.items()})
+
+    def kept(self, scores: dict[str, float]) -> dict[str, float]:
+        """What is worth knowing about a validation."""
         names = ("accuracy", "chance", "code_perplexity", "least_perplexity", "codes_used")
         kept = {name: scores[name] for name in (*names, "shared_negatives")}
         return {"loss": scores["contrastive"], **kept}
 
     def save(self, scores: dict[str, float]) -> None:
         record = {**scores, "contrastive": scores["loss"]}
-        self.check_collapse(record, float(self.sums["count"]))
+        self.check_collapse(record, float(next(iter(self.sums.values()))["count"]))
         self.checkpointer.save_and_keep_only(meta=scores, max_keys=["accuracy"])
 
     def check_collapse(self, record: dict[str, float], frames: float) -> None:
@@ -190,16 +241,13 @@ def check_collapse(
     logger.warning("%s Going on, as stop_on_collapse: False says.", message)
 
 
-class CTCBrain(StepBrain):
+class CTCBrain(ChunkBrain):
     """CTC fine-tuning of `modules.model`, a `Wav2Vec2CTC`.
 
     Further hyperparameters: `vocabulary`, `encoder_lr`, `head_lr`, `freeze_encoder_updates`
     (updates in which only the head learns), `keep_latents` (keep a frozen extractor's output in
-    memory), `best_by` (WER or CER: which score keeps a checkpoint), and optionally
-    `chunk_sampler`. `eval_chunk` restricts what evaluation sees.
+    memory), `best_by` (WER or CER: which score keeps a checkpoint), and those of `ChunkBrain`.
     """
-
-    eval_chunk: ChunkConfig | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -230,9 +278,7 @@ class CTCBrain(StepBrain):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
     def compute_forward(self, batch: PaddedBatch, stage: sb.Stage) -> Wav2Vec2Output:
-        batch = batch.to(self.device)
-        training = stage == sb.Stage.TRAIN
-        chunk = sample_chunk(self.hparams, stage) if training else self.eval_chunk
+        batch, chunk = batch.to(self.device), self.chunk(stage)
         frozen = self.model.wav2vec2.feature_grad_scale == 0
         if self.hparams.keep_latents and frozen and stage != sb.Stage.TEST:
             return self.modules.model(None, latents=self.latents(batch, stage), chunk=chunk)
@@ -260,7 +306,7 @@ class CTCBrain(StepBrain):
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         super().on_stage_start(stage, epoch)
-        self.wer, self.cer = ErrorRateStats(), ErrorRateStats(split_tokens=True)
+        self.errors: dict[ChunkConfig | None, tuple[ErrorRateStats, ErrorRateStats]] = {}
 
     def read(self, predictions: Wav2Vec2Output, batch: PaddedBatch) -> None:
         """Decode greedily and count the errors."""
@@ -272,15 +318,29 @@ class CTCBrain(StepBrain):
             for tokens in greedy(predictions.logits, predictions.frame_lengths, blank)
         ]
         truth = [vocabulary.decode_tokens(vocabulary.encode_text(t)).split() for t in batch.wrd]
-        self.wer.append(batch.id, found, truth)
-        self.cer.append(batch.id, found, truth)
+        words_and_letters = (ErrorRateStats(), ErrorRateStats(split_tokens=True))
+        for errors in self.errors.setdefault(self.eval_chunk, words_and_letters):
+            errors.append(batch.id, found, truth)
 
     def score(self, stage_loss: float) -> dict[str, float]:
-        return {
-            "loss": float(stage_loss),
-            "WER": float(self.wer.summarize("error_rate")),
-            "CER": float(self.cer.summarize("error_rate")),
+        rates = {
+            chunk: {
+                "WER": float(words.summarize("error_rate")),
+                "CER": float(letters.summarize("error_rate")),
+            }
+            for chunk, (words, letters) in self.errors.items()
         }
+        return {"loss": float(stage_loss)} | self.named(rates)
+
+    @property
+    def wer(self) -> ErrorRateStats:
+        """Word errors of the last evaluation, at its first chunk."""
+        return next(iter(self.errors.values()))[0]
+
+    @property
+    def cer(self) -> ErrorRateStats:
+        """Character errors, likewise."""
+        return next(iter(self.errors.values()))[1]
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         super().on_stage_end(stage, stage_loss, epoch)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +242,6 @@ class StepBrain(sb.Brain):
         self.monitor.write(self.optimizer_step, scalars)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        self.sums: dict[str, Any] = defaultdict(float)
         self.clock = time.perf_counter()
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
