@@ -49,6 +49,7 @@ ORDER = [
     "live",
     "live_encoders",
     "sessions",
+    "latency",
     "pooling",
     "vectors",
     "verification",

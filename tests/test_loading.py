@@ -162,7 +162,7 @@ def test_accelerators_get_padded_batches_and_say_the_same(files, monkeypatch, no
     monkeypatch.setattr(Interface, "_packs", False)
     assert list(asr.transcribe_files(files, batch_s=2.0)) == expected
     wavs = [read_audio(path) for path in files]
-    for logits, wav in zip(asr._batch_logits(wavs, None), wavs, strict=True):
+    for logits, wav in zip(asr.logits(wavs, None), wavs, strict=True):
         right = plain(wav[None]).logits[0].detach()
         torch.testing.assert_close(logits, right, rtol=0, atol=1e-4)  # weights of 3
 
@@ -177,10 +177,10 @@ def test_padding_means_what_it_says(padding) -> None:
     )
     batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
     expected = plain(batch, torch.tensor([0.4, 1.0])).rows()
-    answers = asr._batch_logits(wavs, None)
+    answers = asr.logits(wavs, None)
     for logits, right in zip(answers, expected, strict=True):
         torch.testing.assert_close(logits, right.logits[0].detach(), rtol=0, atol=1e-4)
-    alone = asr._batch_logits(wavs[:1], None)[0]
+    alone = asr.logits(wavs[:1], None)[0]
     assert torch.allclose(alone, answers[0], atol=1e-4) == (padding == "exact")
 
 
@@ -190,8 +190,8 @@ def test_what_is_compiled_is_used(monkeypatch) -> None:
     asr, calls = make_asr(compile=True), []
     model = asr.mods["model"]
     model.register_forward_hook(lambda *_: calls.append(1))
-    expected = make_asr()._batch_logits([noise(8000), noise(5000, 1)], None)
-    answers = asr._batch_logits([noise(8000), noise(5000, 1)], None)
+    expected = make_asr().logits([noise(8000), noise(5000, 1)], None)
+    answers = asr.logits([noise(8000), noise(5000, 1)], None)
     assert calls == [1]
     for x, y in zip(answers, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-4)

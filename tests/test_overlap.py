@@ -193,9 +193,9 @@ def growth(monkeypatch, path, minutes: int) -> float:
         for minute in range(minutes):
             sound.write(noise(8000 * 60, minute).numpy())
     asr, _ = interfaces(local=False)
-    asr.windows, used, answer = Windows(10.0, 1.0), [], asr._batch_logits
+    asr.windows, used, answer = Windows(10.0, 1.0), [], asr.logits
     monkeypatch.setattr(
-        asr, "_batch_logits", lambda wavs, chunk: used.append(resident()) or answer(wavs, chunk)
+        asr, "logits", lambda wavs, chunk: used.append(resident()) or answer(wavs, chunk)
     )
     ((_, logits),) = asr._logits([path], 60.0, None)
     assert len(logits) == frame_lengths(minutes * 60 * 16000)

@@ -154,7 +154,7 @@ class Wav2Vec2ASR(Interface):
             if isinstance(logits, BadAudio):
                 yield path, logits
                 continue
-            transcript = self._decode(logits[None])[0]
+            transcript = self.decode(logits[None])[0]
             seconds = ((len(logits) - 1) * HOP + RECEPTIVE_FIELD) / SAMPLE_RATE
             yield path, (transcript, seconds)
 
@@ -183,8 +183,8 @@ class Wav2Vec2ASR(Interface):
         tuple
             One text and one list of tokens per row.
         """
-        logits = self._batch_logits(unpad_batch(wavs, wav_lens), chunk)
-        texts = [self._decode(row[None])[0].text for row in logits]
+        logits = self.logits(unpad_batch(wavs, wav_lens), chunk)
+        texts = [self.decode(row[None])[0].text for row in logits]
         blank = self.tokenizer.get_blank_index()
         if self.search is not None:
             return texts, [self.tokenizer.encode_text(text) for text in texts]
@@ -202,25 +202,26 @@ class Wav2Vec2ASR(Interface):
         """(frames, vocab) of each file."""
 
         def long(blocks: Iterator[Tensor]) -> Tensor:
-            windows = (self._batch_logits([wav], None)[0] for wav in self.windows.cut(blocks))
+            windows = (self.logits([wav], None)[0] for wav in self.windows.cut(blocks))
             return torch.cat(list(self.windows.join(windows)))
 
         return over_files(
             paths,
-            lambda wavs: self._batch_logits(wavs, chunk),
+            lambda wavs: self.logits(wavs, chunk),
             long,
             longest_s=math.inf if chunk else self._longest_s,
             batch_s=batch_s,
             padded=not self._packs,
         )
 
-    def _batch_logits(self, wavs: list[Tensor], chunk: ChunkConfig | None) -> list[Tensor]:
-        """(frames, vocab) of each waveform, on the CPU."""
+    def logits(self, wavs: list[Tensor], chunk: ChunkConfig | None = None) -> list[Tensor]:
+        """(frames, vocab) of each waveform (samples,) at 16 kHz, float32, on the CPU."""
         with torch.inference_mode():
             outs = self._run(wavs, chunk=chunk)
         return [out.logits[0].float().cpu() for out in outs if out.logits is not None]
 
-    def _decode(self, logits: Tensor) -> list[Transcript]:
+    def decode(self, logits: Tensor) -> list[Transcript]:
+        """What (batch, frames, vocab) say: greedy, or as `decode_with` asked."""
         lengths = torch.full((len(logits),), logits.shape[1])
         if self.search is None:
             return greedy_transcripts(logits, lengths, self.tokenizer)

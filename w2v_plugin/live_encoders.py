@@ -43,6 +43,11 @@ class LiveEncoder(ABC):
         """Time from a sound to the end of what must be heard before its frame comes out: worst
         case, computing not counted."""
 
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Memory that the stream takes."""
+
 
 class ChunkEncoder(LiveEncoder):
     """A model that streams, and what one stream remembers.
@@ -62,6 +67,10 @@ class ChunkEncoder(LiveEncoder):
     @property
     def latency_ms(self) -> float:
         return self.chunk.ms + TAIL_MS
+
+    @property
+    def nbytes(self) -> int:
+        return self.state.nbytes
 
     @staticmethod
     def run(  # type: ignore[override]
@@ -143,6 +152,10 @@ class OverlapEncoder(LiveEncoder):
     @property
     def latency_ms(self) -> float:
         return 20 * (self.overlap.core + self.overlap.right) + TAIL_MS
+
+    @property
+    def nbytes(self) -> int:
+        return self.wav.untyped_storage().nbytes()
 
     @staticmethod
     def run(  # type: ignore[override]

@@ -100,16 +100,13 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
         if overlap is None:
             encoder = ChunkEncoder(self.mods["model"], to_chunk(chunk or DEFAULT_CHUNK))
         else:
-            encoder = OverlapEncoder(self._windows_logits, to_overlap(overlap))
+            encoder = OverlapEncoder(self.logits, to_overlap(overlap))
         decoder: GreedyDecoder | BeamDecoder = GreedyDecoder(self.tokenizer)
         if self.search is not None:
             if rules is None:
                 raise ValueError("Beam search needs rules: it remembers all of an utterance.")
             decoder = BeamDecoder(self.search, n_best=self.n_best)
         return Session(encoder, decoder, rules, vad)
-
-    def _windows_logits(self, wavs: list[Tensor]) -> list[Tensor]:
-        return self._batch_logits(wavs, None)
 
     # --- SpeechBrain's names -------------------------------------------------------------------
 
