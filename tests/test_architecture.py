@@ -32,6 +32,7 @@ ORDER = [
     "streaming",
     "steps",
     "model",
+    "streamable",
     "pretraining",
     "ctc",
     "warm_start",

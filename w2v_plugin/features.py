@@ -9,7 +9,8 @@ input (no im2col copy) and LayerNorm needs no transpose. Parameters keep `Conv1d
 
 Two published families: `norm="group"` (BASE: instance norm over *time* after the first
 convolution, so each frame depends on the whole utterance) and `norm="layer"` (LARGE LV-60, XLSR:
-LayerNorm over channels after every convolution).
+LayerNorm over channels after every convolution). And `norm="none"`, what becomes of the first one
+when it must stream (streamable.py).
 """
 
 from __future__ import annotations
@@ -250,9 +251,10 @@ class ConvExtractor(nn.Module):
     ----------
     channels : sequence of int
         Width of each convolution.
-    norm : {"group", "layer"}
-        "group": norm over time after the first convolution (BASE). "layer": LayerNorm over
-        channels after every convolution (LARGE LV-60, XLSR, and everything that must stream).
+    norm : {"group", "layer", "none"}
+        "group": norm over time after the first convolution (BASE), which cannot stream. "layer":
+        LayerNorm over channels after every convolution (LARGE LV-60, XLSR). "none": no norms; no
+        published model has that.
     bias : bool
         Whether the convolutions have a bias.
     kernels, strides : sequence of int
@@ -275,8 +277,8 @@ class ConvExtractor(nn.Module):
         strides: Sequence[int] = STRIDES,
     ) -> None:
         super().__init__()
-        if norm not in ("group", "layer"):
-            raise ValueError(f"norm={norm!r}, expected 'group' or 'layer'.")
+        if norm not in ("group", "layer", "none"):
+            raise ValueError(f"norm={norm!r}, expected 'group', 'layer' or 'none'.")
         if not len(channels) == len(kernels) == len(strides):
             raise ValueError(
                 f"{len(channels)} channels, {len(kernels)} kernels and {len(strides)} strides: "
@@ -286,7 +288,7 @@ class ConvExtractor(nn.Module):
         self.layers = nn.ModuleList()
         width = 1
         for i, (out, kernel, stride) in enumerate(zip(channels, kernels, strides, strict=True)):
-            kind = "layer" if norm == "layer" else ("group" if i == 0 else None)
+            kind = norm if norm == "layer" or (norm == "group" and i == 0) else None
             self.layers.append(ConvLayer(width, out, kernel, stride, bias=bias, norm=kind))
             width = out
 

@@ -114,6 +114,12 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 def _config(model: AnyModel) -> dict[str, Any]:
     """config.json of `model`."""
     wav2vec2 = model if isinstance(model, Wav2Vec2) else model.wav2vec2
+    for name, value in (("causal_positions", True), ("extractor_norm", "none")):
+        if wav2vec2.config[name] == value:
+            raise CheckpointMismatch(
+                f"{name}={value!r}: transformers has no such model. Its weights can be used from "
+                "here only: w2v convert --to ours."
+            )
     ours = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in wav2vec2.config.items()}
     conformer = ours["conformer"] is not None
     names = HF_CONFORMER_CONFIG if conformer else HF_CONFIG

@@ -41,8 +41,8 @@ class Wav2Vec2(Streamable):
         Shape of the transformer.
     channels : sequence of int
         Width of the seven convolutions.
-    extractor_norm : {"group", "layer"}
-        See `ConvExtractor`. Only "layer" can stream.
+    extractor_norm : {"group", "layer", "none"}
+        See `ConvExtractor`. "group" cannot stream.
     conv_bias : bool
         Whether the convolutions have a bias.
     norm_first : bool

@@ -18,7 +18,7 @@ from w2v_plugin.frames import frame_lengths, receptive_field, valid_frames
 from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.streaming import EncoderState
 
-REMEDY = "leave out chunk, or stream in overlapping windows (Wav2Vec2StreamingASR, overlap=...)"
+REMEDY = "stream in overlapping windows: overlap='half', on the command line --overlap half"
 
 
 class Streamable(nn.Module):
@@ -37,7 +37,8 @@ class Streamable(nn.Module):
             raise NotStreamable(
                 "extractor_norm='group' takes statistics over the whole utterance, so every frame "
                 "depends on all others and chunks mean nothing. Use a model with "
-                f"extractor_norm='layer', or {REMEDY}."
+                "extractor_norm='layer', make one of this with recipes/make_streamable.py, or "
+                f"{REMEDY}."
             )
         if self.encoder.conformer is not None:
             raise NotStreamable(
@@ -49,7 +50,8 @@ class Streamable(nn.Module):
             raise NotStreamable(
                 "normalize=True takes mean and variance over the whole utterance, so every frame "
                 "depends on all others and chunks mean nothing. Use a model trained with "
-                f"normalize=False, or {REMEDY}."
+                "normalize=False, make one of this with recipes/make_streamable.py, or "
+                f"{REMEDY}."
             )
 
     def init_state(self, batch: int = 1) -> EncoderState:
