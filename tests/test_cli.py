@@ -63,7 +63,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     save_asr(folder / "asr", ctc, CharVocabulary())
     save_pretrained(folder / "pretrained", ctc.wav2vec2)
-    layer = Wav2Vec2(**shape, positions_kernel=16, extractor_norm="layer", conv_bias=True)
+    layer = Wav2Vec2(**shape, positions_kernel=16, extractor_norm="layer", normalize=False)
     save_asr(folder / "layer", Wav2Vec2CTC(layer, head=ctc.head), CharVocabulary())
     export_hf(ctc, folder / "hf")
     (folder / "hf" / "vocab.json").write_text(json.dumps(CharVocabulary().lab2ind))

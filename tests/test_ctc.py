@@ -19,7 +19,7 @@ def make(vocab_size: int | None = 7, family: str = "group", **kwargs: Any) -> Wa
     torch.manual_seed(0)
     shape: dict[str, Any] = {"dim": 16, "layers": 2, "heads": 2, "ffn_dim": 32}
     shape |= {"channels": (8,) * 7, "positions_kernel": 8, "positions_groups": 4}
-    wav2vec2 = Wav2Vec2(**shape, extractor_norm=family)
+    wav2vec2 = Wav2Vec2(**shape, extractor_norm=family, normalize=family == "group")
     return Wav2Vec2CTC(wav2vec2, vocab_size, **kwargs)
 
 

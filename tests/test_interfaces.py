@@ -38,6 +38,7 @@ def make_model(extractor_norm="group", **kwargs):
     torch.manual_seed(0)
     shape = {"dim": 32, "layers": 2, "heads": 4, "ffn_dim": 64, "channels": (16,) * 7}
     shape |= {"positions_kernel": 16, "positions_groups": 4, "extractor_norm": extractor_norm}
+    shape |= {"normalize": extractor_norm == "group"}
     model = Wav2Vec2CTC(Wav2Vec2(**shape, **kwargs), vocab_size=32).eval()
     with torch.no_grad():  # large weights, no favorite symbol: it says something
         model.head.weight.normal_(std=3.0)

@@ -84,7 +84,7 @@ def test_packed_equals_alone(family, normalize, dtype, tolerance) -> None:
 @pytest.mark.parametrize("family", ["layer", "adapters"])
 def test_packed_in_chunks_equals_alone(family, chunk, dtype, tolerance) -> None:
     """Every utterance begins with a chunk of its own, wherever it lies in the row."""
-    model, wavs = make(family, dtype), make_wavs(dtype)
+    model, wavs = make(family, dtype, normalize=False), make_wavs(dtype)
     for out, wav in zip(model.forward_packed(wavs, chunk=chunk), wavs, strict=True):
         check(out, model(wav[None], chunk=chunk), tolerance)
 

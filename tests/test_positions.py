@@ -25,7 +25,7 @@ def positions(dim: int, kernel: int, groups: int) -> ConvPositions:
 def published(module: ConvPositions, x: Tensor) -> Tensor:
     """fairseq: pad by kernel // 2 on both sides, drop the last frame of an even kernel, GELU."""
     conv = module.conv
-    pad = module.kernel // 2
+    pad = module.conv.kernel_size[0] // 2
     y = F.conv1d(x.transpose(1, 2), conv.weight, conv.bias, padding=pad, groups=conv.groups)
     return F.gelu(y[:, :, : x.shape[1]]).transpose(1, 2)
 
@@ -85,9 +85,9 @@ def test_output_reads_from_half_a_kernel_back_to_the_end_of_its_chunk(
     touched = x + torch.eye(frames, dtype=torch.float64)[:, :, None]  # row s: input s is another
     moved = (module(touched, chunk) - module(x, chunk)).abs().sum(2)  # (s, t)
     s, t = torch.arange(frames)[:, None], torch.arange(frames)
-    future = module.kernel - 1 - module.kernel // 2
+    future = module.conv.kernel_size[0] - 1 - module.conv.kernel_size[0] // 2
     end = t - t % chunk + chunk
-    reads = (s >= t - module.kernel // 2) & (s < end) & (s <= t + future)
+    reads = (s >= t - module.conv.kernel_size[0] // 2) & (s < end) & (s <= t + future)
     assert not moved[~reads].any()  # exactly 0.0
     assert bool((moved[reads] > 0).all())
 
