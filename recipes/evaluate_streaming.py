@@ -230,7 +230,7 @@ def one_stream(
         gc.collect()
         memory.append(resident_bytes())
     heard += [event.text for event in session.finish()]
-    after = len(memory) // 6  # allocators have settled
+    third, after = max(minutes // 3, 1), minutes // 6  # allocators have settled
     slope = float(np.polyfit(range(len(memory) - after), memory[after:], 1)[0])
     return {
         "minutes": minutes,
@@ -238,8 +238,8 @@ def one_stream(
         "state_bytes": [min(state), max(state)],
         "resident_mib": [round(memory[after] / 2**20, 1), round(memory[-1] / 2**20, 1)],
         "resident_mib_per_hour": round(slope * 60 / 2**20, 3),
-        "rtf_first_third": round(float(np.mean(took[: minutes // 3])), 4),
-        "rtf_last_third": round(float(np.mean(took[-(minutes // 3) :])), 4),
+        "rtf_first_third": round(float(np.mean(took[:third])), 4),
+        "rtf_last_third": round(float(np.mean(took[-third:])), 4),
     }
 
 
@@ -373,6 +373,7 @@ def main(argv: Sequence[str]) -> None:
     asr = load(
         "Wav2Vec2StreamingASR", arguments.model, arguments.device, precision=arguments.precision
     )
+    asr.mods["model"].wav2vec2.check_streamable()
     rows = spread_evenly(read_manifest(arguments.manifest), arguments.limit)
     data, quiet = Utterances(asr, rows), arguments.noprogressbar
     chunks = [config(ms, left) for ms in arguments.chunks for left in arguments.lefts]
