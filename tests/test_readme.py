@@ -29,7 +29,8 @@ def test_python_blocks_run(
 ) -> None:
     """Executed in a folder that holds what the text before them promises."""
     torch.manual_seed(0)
-    wav2vec2 = Wav2Vec2(dim=16, layers=2, heads=2, ffn_dim=32, channels=(8,) * 7)
+    shape = {"dim": 16, "layers": 2, "heads": 2, "ffn_dim": 32, "channels": (8,) * 7}
+    wav2vec2 = Wav2Vec2(**shape, extractor_norm="layer", normalize=False)
     folder = tmp_path / "runs" / "demo" / "pretrained" / "model"
     save_asr(folder, Wav2Vec2CTC(wav2vec2, 32), CharVocabulary())
     soundfile.write(tmp_path / "talk.wav", torch.randn(44100, 2).numpy() * 0.1, 44100)
