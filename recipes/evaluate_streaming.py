@@ -20,7 +20,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Utterances:
         letters = asr.tokenizer.letters
         self.wavs = [read_audio(row["wav"]) for row in rows]
         self.texts = [normalize_text(row["wrd"], letters) for row in rows]
-        self.logits = logits_of(asr, self.wavs, None)
+        self.logits = [asr.logits([wav])[0] for wav in self.wavs]
         self.spans: list[Sequence[Span]] = []
         for logits, text in zip(self.logits, self.texts, strict=True):
             try:
@@ -104,13 +105,6 @@ class Utterances:
         }
 
 
-def logits_of(
-    asr: Wav2Vec2StreamingASR, wavs: Sequence[Tensor], chunk: ChunkConfig | None
-) -> list[Tensor]:
-    """(frames, vocab) of each utterance alone, on the CPU."""
-    return [asr.logits([wav], chunk)[0] for wav in wavs]
-
-
 def decoded(asr: Wav2Vec2StreamingASR, logits: Iterable[Tensor]) -> list[Transcript]:
     return [asr.decode(frames[None])[0] for frames in logits]
 
@@ -126,7 +120,7 @@ def matrix(
     rows = [{"chunk": None, "left": None, "offline": offline}]
     bar = tqdm(total=len(chunks) * len(data), desc="error rates", unit="utt", disable=quiet)
     for chunk in chunks:
-        masked = decoded(asr, logits_of(asr, data.wavs, chunk))
+        masked = decoded(asr, (asr.logits([wav], chunk)[0] for wav in data.wavs))
         streamed = []
         for wav in data.wavs:
             finals = play(asr.stream(chunk, rules=None), wav).finals
@@ -216,11 +210,11 @@ def one_stream(
     """Utterances one after the other, again and again: memory, speed and errors by the minute."""
     session, heard, spoken = asr.stream(chunk), [], []
     memory, state, took = [], [], []
-    packets = forever(data)
+    utterances = cycle(zip(data.wavs, data.texts, strict=True))
     for _ in tqdm(range(minutes), desc="one stream", unit="min", disable=quiet):
         samples, start = 0, time.process_time()
         while samples < MINUTE:
-            wav, text = next(packets)
+            wav, text = next(utterances)
             spoken.append(text)
             samples += len(wav)
             for packet in wav.split(SAMPLE_RATE // 10):
@@ -241,11 +235,6 @@ def one_stream(
         "rtf_first_third": round(float(np.mean(took[:third])), 4),
         "rtf_last_third": round(float(np.mean(took[-third:])), 4),
     }
-
-
-def forever(data: Utterances) -> Iterator[tuple[Tensor, str]]:
-    while True:
-        yield from zip(data.wavs, data.texts, strict=True)
 
 
 def resident_bytes() -> int:

@@ -98,6 +98,8 @@ ORDER = [
     "unit_records",
     "progress",
     "commands",
+    "stream_command",
+    "help_texts",
     "cli",
 ]
 PACKAGE = sorted((ROOT / "w2v_plugin").glob("*.py"))
