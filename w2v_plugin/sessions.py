@@ -150,7 +150,7 @@ class Session:
         if last:
             self.finished = True
             return events + self._end_segment(ms)
-        return events + self._news(ms)
+        return events + self._news(ms) if len(logits) else events
 
     def _endpoints(self, logits: Tensor) -> list[int]:
         if self.endpointer is None or not len(logits):

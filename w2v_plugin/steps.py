@@ -152,8 +152,6 @@ class Streamable(nn.Module):
             context, alone = self._chunk(alone, counts, chunk.left)
             for i, row, count in zip(rows, context, counts, strict=True):
                 frames[i].append(row[:count])
-            if ended := [j for j, i in enumerate(rows) if counts[j] < chunk.chunk]:
-                alone = alone.reset(ended)
             state = alone if len(rows) == len(state) else _put(state, rows, alone)
         if any(ends):
             state = state.reset([i for i, end in enumerate(ends) if end])
