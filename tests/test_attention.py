@@ -158,3 +158,18 @@ def test_head_by_head_dropout_is_dropout_on_the_weights() -> None:
     gradients = (torch.autograd.grad(y, (q, k, v), direction) for y in (ours, theirs))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected", "name"),
+    [
+        (None, None, None),
+        (16, ChunkConfig(16), "320ms"),
+        ([32, 256], ChunkConfig(32, 256), "640ms_5120ms"),
+        ([16, None], ChunkConfig(16), "320ms"),
+        ([1, 0], ChunkConfig(1, 0), "20ms_0ms"),
+    ],
+)
+def test_chunks_as_recipes_write_them(setting, expected, name) -> None:
+    found = ChunkConfig.read(setting)
+    assert found == expected and (found is None or found.name == name)

@@ -105,6 +105,35 @@ def test_a_chunk_is_the_published_operator_on_its_past(chunk: int) -> None:
         torch.testing.assert_close(y[:, begin : begin + chunk], cut, rtol=0.0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", [1, 5, 8])
+@torch.no_grad()
+def test_causal_positions_never_look_ahead(kernel: int) -> None:
+    """Output t reads t - kernel + 1 .. t, whatever the chunk: a convolution padded at the left."""
+    torch.manual_seed(0)
+    module = ConvPositions(12, kernel, 3, causal=True).double()
+    x = torch.randn(2, 20, 12, dtype=torch.float64)
+    conv = module.conv
+    padded = F.pad(x.transpose(1, 2), (kernel - 1, 0))
+    expected = F.gelu(F.conv1d(padded, conv.weight, conv.bias, groups=3)).transpose(1, 2)
+    for chunk in (None, 1, 7):
+        torch.testing.assert_close(module(x, chunk), expected, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", [1, 5, 8])
+@torch.no_grad()
+def test_step_by_step(kernel: int, causal: bool) -> None:
+    """A chunk after its past: as in one go."""
+    torch.manual_seed(0)
+    module = ConvPositions(12, kernel, 3, causal=causal).double()
+    x = torch.randn(2, 21, 12, dtype=torch.float64)
+    heard = F.pad(x, (0, 0, module.past, 0))
+    parts = [
+        module.step(heard[:, at : at + module.past], x[:, at : at + 7]) for at in range(0, 21, 7)
+    ]
+    torch.testing.assert_close(torch.cat(parts, 1), module(x, 7), rtol=0.0, atol=1e-12)
+
+
 def test_groups_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="dim=10 is not divisible by groups=4"):
         ConvPositions(10, 8, 4)

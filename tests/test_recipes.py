@@ -17,10 +17,12 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from w2v_plugin.errors import TrainingCollapsed
+from w2v_plugin.attention import ChunkConfig
+from w2v_plugin.errors import NotStreamable, TrainingCollapsed
 from w2v_plugin.interfaces import Wav2Vec2ASR, Wav2Vec2Encoder
 from w2v_plugin.manifests import Utterance, write_manifest
 from w2v_plugin.quantizer import NearestQuantizer
+from w2v_plugin.streaming_asr import Wav2Vec2StreamingASR
 from w2v_plugin.training import StepBrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,6 +167,40 @@ def test_files_join_the_steps(manifest: Path, tmp_path: Path) -> None:
     assert isinstance(asr.transcribe_file(wav), str)
     for folder in (tmp_path / "a" / "model", tmp_path / "a" / "warm_start", tmp_path / "b/model"):
         assert Wav2Vec2Encoder.from_hparams(source=folder).encode_file(wav).shape[1] == 16
+
+
+def test_streaming_recipes(manifest: Path, tmp_path: Path) -> None:
+    """Validated in chunks and whole; what comes out streams, and says what the masked pass says."""
+    train = pretraining(manifest, tmp_path / "a")
+    train[0] = str(ROOT / "hparams/pretrain/streaming_tiny.yaml")
+    recipe("pretrain")(train)
+    valid = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert {"valid_accuracy", "valid_accuracy_full", "valid_loss_full"} <= valid.keys()
+    tune = tuning(manifest, tmp_path / "b", f"--pretrained={tmp_path}/a/model")
+    tune[0] = str(ROOT / "hparams/ctc/streaming_tiny.yaml")
+    recipe("finetune_ctc")(tune)
+    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert set(results["test"]) == {"test", "test_640ms_5120ms", "test_320ms_5120ms"}
+    assert {"valid_WER", "valid_WER_full", "valid_CER_full"} <= results["valid"][0].keys()
+    asr = Wav2Vec2StreamingASR.from_hparams(source=tmp_path / "b" / "model")
+    session, chunk = asr.stream(ChunkConfig(16, 256), rules=None), ChunkConfig(16, 256)
+    wav = manifest.parent / "3.wav"
+    events = session.feed(torch.from_numpy(soundfile.read(wav, dtype="float32")[0]))
+    events += session.finish()
+    assert (events[-1].text if events else "") == asr.transcribe_file(wav, chunk=chunk)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune_ctc"])
+def test_training_in_chunks_needs_a_model_that_can(
+    kind: str, manifest: Path, tmp_path: Path
+) -> None:
+    """Said at the start, not at the first batch that happens to be seen in chunks."""
+    train = (pretraining if kind == "pretrain" else tuning)(manifest, tmp_path)
+    whole = SMALL.replace("}", ", normalize: True}")
+    train = [f"--wav2vec2={whole}" if x.startswith("--wav2vec2") else x for x in train]
+    with pytest.raises(NotStreamable, match="normalize=True"):
+        recipe(kind)([*train, "--chunkwise_prob=0.01"])
+    assert not (tmp_path / "steps.jsonl").exists() or not losses(tmp_path)
 
 
 def test_frozen_extractor_stays_and_the_rest_moves(manifest: Path, tmp_path: Path) -> None:
