@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = {
     *("dim", "layers", "heads", "ffn_dim", "channels", "kernels", "strides", "extractor_norm"),
     *("conv_bias", "norm_first", "normalize", "normalize_eps", "positions_kernel"),
-    *("positions_groups", "adapter_dim", "conformer", "conformer_kernel"),
+    *("positions_groups", "causal_positions", "adapter_dim", "conformer", "conformer_kernel"),
 }
 KINDS = {"gumbel": GumbelQuantizer, "nearest": NearestQuantizer}
 

@@ -102,7 +102,7 @@ def test_extractor_is_the_published_stack(norm: str, bias: bool) -> None:
 
 def test_extractors_that_cannot_be_built_are_refused() -> None:
     """What was got, and what was expected."""
-    with pytest.raises(ValueError, match="norm='batch', expected 'group' or 'layer'"):
+    with pytest.raises(ValueError, match="norm='batch', expected 'group', 'layer' or 'none'"):
         ConvExtractor((8,) * 7, norm="batch")
     with pytest.raises(ValueError, match="3 channels, 7 kernels and 7 strides"):
         ConvExtractor((8,) * 3)
