@@ -83,7 +83,7 @@ def nearest_prefix(durations: Sequence[float], seconds: float) -> int:
             f"{totals[-1] / 60:.1f} minutes of labelled audio, {seconds / 60:g} are asked for. "
             "Ask for less, or give a larger manifest."
         )
-    return int(np.abs(totals - seconds).argmin()) + 1
+    return int(np.argmin(np.abs(totals - seconds))) + 1
 
 
 def error_curves(

@@ -172,7 +172,7 @@ def min_dcf(
     0.25
     """
     cost = c_miss * p_target * miss + c_false_alarm * (1.0 - p_target) * false_alarm
-    return float(cost.min() / min(c_miss * p_target, c_false_alarm * (1.0 - p_target)))
+    return float(np.min(cost) / min(c_miss * p_target, c_false_alarm * (1.0 - p_target)))
 
 
 def resampled_weights(
