@@ -18,7 +18,7 @@ from w2v_plugin.decoding import greedy_transcripts
 from w2v_plugin.endpoint import EndpointRules
 from w2v_plugin.errors import BadAudio
 from w2v_plugin.live import BeamDecoder, GreedyDecoder, LiveTranscript
-from w2v_plugin.live_encoders import ChunkEncoder, LiveEncoder
+from w2v_plugin.live_encoders import ChunkEncoder, LiveEncoder, Overlap, OverlapEncoder
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.sessions import Session, feed
 from w2v_plugin.text import CharVocabulary
@@ -156,6 +156,24 @@ def test_a_vad_has_a_veto() -> None:
     assert [e.text for e in script(frames, 30, 12, vad=vad)] == ["HI", "HI"]
     assert heard == [30, 12]
     assert len([e for e in script(frames + "HI") if e.is_final]) == 2
+
+
+def test_a_vad_is_not_asked_about_nothing() -> None:
+    """At the end of overlapping windows frames come out that were heard before."""
+    heard = []
+
+    def vad(wav: Tensor) -> bool:
+        heard.append(len(wav))
+        return False
+
+    encoder = OverlapEncoder(
+        lambda wavs: [MODEL(wav[None]).logits[0] for wav in wavs], Overlap(5, 5, 5)
+    )
+    one = Session(encoder, GreedyDecoder(LETTERS), EndpointRules(), vad)
+    with torch.no_grad():
+        one.feed(noise(16_000))
+        one.finish()
+    assert heard == [16_000]
 
 
 # --- what goes in --------------------------------------------------------------------------------

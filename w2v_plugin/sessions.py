@@ -128,8 +128,7 @@ class Session:
             )
 
     def _resample(self, wav: Tensor, last: bool) -> Tensor:
-        if self._resampler is None:  # finished without a packet
-            return wav
+        assert self._resampler is not None  # by `_check_rate`
         wav = self._resampler.feed(wav)
         wav = torch.cat([wav, self._resampler.finish()]) if last else wav
         if self.vad is not None:
@@ -157,8 +156,11 @@ class Session:
             return []
         blanks = logits.softmax(-1)[:, self.decoder.vocabulary.get_blank_index()]
         said = [token in self._characters for token in logits.argmax(-1).tolist()]
-        speech = self.vad is not None and bool(self.vad(torch.cat(self._unheard)))
+        heard = torch.cat(
+            [torch.zeros(0), *self._unheard]
+        )  # nothing new: windows end, right context
         self._unheard.clear()
+        speech = self.vad is not None and len(heard) > 0 and bool(self.vad(heard))
         return self.endpointer.feed(blanks.tolist(), said, speech)
 
     def _end_segment(self, ms: float) -> list[LiveTranscript]:
