@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from w2v_plugin import ChunkConfig, Wav2Vec2, Wav2Vec2ASR, Wav2Vec2CTC
+from w2v_plugin import ChunkConfig, Wav2Vec2, Wav2Vec2ASR, Wav2Vec2CTC, stream_command
 from w2v_plugin.cli import OVERLAPS as OFFERED
 from w2v_plugin.cli import main
 from w2v_plugin.folders import save_asr
@@ -101,11 +100,13 @@ def test_a_terminal(model, file, said, capsys, monkeypatch) -> None:
         assert 0 < len(line.replace(GRAY, "").replace(PLAIN, "")) < 20
 
 
-def test_real_time(model, file, said, capsys) -> None:
-    """A file takes as long as it lasts."""
-    start = time.perf_counter()
+def test_real_time(model, file, said, capsys, monkeypatch) -> None:
+    """Each packet waits until it would have been spoken; on a clock that only sleeping moves."""
+    slept: list[float] = []
+    clock = SimpleNamespace(perf_counter=lambda: sum(slept), sleep=slept.append)
+    monkeypatch.setattr(stream_command, "time", clock)
     assert main(["stream", file, "--model", model, *CPU, *CHUNKS, "--real-time"]) == 0
-    assert time.perf_counter() - start > 2.5
+    assert slept == pytest.approx([0.1] * 25)
     assert capsys.readouterr().out == f"{said}\n"
 
 

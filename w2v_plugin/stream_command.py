@@ -138,7 +138,7 @@ def _from_file(arguments: argparse.Namespace, clock: Clock) -> Packets:
     from w2v_plugin.frames import SAMPLE_RATE
 
     ms = PACKET_MS if arguments.real_time else arguments.chunk_ms or 640
-    for block in read_blocks(arguments.source):
+    for block in filter(len, read_blocks(arguments.source)):
         for packet in block.split(SAMPLE_RATE * ms // 1000):
             if arguments.real_time:
                 due = clock.audio_s + len(packet) / SAMPLE_RATE
