@@ -372,6 +372,7 @@ def main(argv: Sequence[str]) -> None:
         "precision": asr.choice.precision,
         "threads": arguments.threads,
         "utterances": len(data),
+        "utterances_without_times": sum(not spans for spans in data.spans),
         "seconds": round(data.seconds, 1),
         "error_rates": matrix(asr, data, chunks, quiet),
     }

@@ -117,7 +117,7 @@ def test_one_stream(report) -> None:
     assert hour["minutes"] == 2 and hour["WER"] > 0
     low, high = hour["state_bytes"]
     assert high - low <= 4 * 16 * 320
-    assert hour["resident_mib_per_hour"] is not None
+    assert all(mib > 50 for mib in hour["resident_mib"])  # PyTorch alone is larger
 
 
 def test_what_it_leaves(report) -> None:
@@ -125,6 +125,7 @@ def test_what_it_leaves(report) -> None:
     tables = (folder / "tables.md").read_text()
     assert "| 320 ms | 1.28 s |" in tables and "0 of 3" in tables and "overlap half" in tables
     assert (folder / "latency.png").stat().st_size > 10_000
+    assert found["utterances_without_times"] == 0
     assert found["commit"] and found["seconds"] == pytest.approx(5.4, abs=0.1)
 
 

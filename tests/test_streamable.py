@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -125,7 +126,10 @@ def test_a_fine_tuned_model_keeps_its_head(audio: str, tmp_path: Path, capsys) -
     found, vocabulary = open_any(new)
     assert vocabulary is not None and torch.equal(found.head.weight, model.head.weight)
     found.wav2vec2.check_streamable()
-    assert "on other audio: latents 0.99" in (out := capsys.readouterr().out) or "1.000" in out
+    alike = re.search(
+        r"on other audio: latents ([\d.]+), context ([\d.]+)", capsys.readouterr().out
+    )
+    assert alike is not None and min(map(float, alike.groups())) > 0.99
 
 
 def test_a_pretrained_model_keeps_its_codes(audio: str, tmp_path: Path, capsys) -> None:
