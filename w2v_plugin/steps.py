@@ -101,7 +101,7 @@ class Streamable(nn.Module):
             From `init_state`, or as the step before returned it; it is not changed.
         chunk : ChunkConfig
             The same one for all of a stream, or else there is no `forward` to compare with. A
-            smaller `left` forgets at once, a larger one finds only what was kept.
+            smaller `left` forgets after the next chunk, a larger one finds only what was kept.
         last : bool or sequence of bool
             Whether a stream ends here: then what is left is worked on as a short chunk, and the
             state begins anew.
