@@ -156,9 +156,7 @@ class Session:
             return []
         blanks = logits.softmax(-1)[:, self.decoder.vocabulary.get_blank_index()]
         said = [token in self._characters for token in logits.argmax(-1).tolist()]
-        heard = torch.cat(
-            [torch.zeros(0), *self._unheard]
-        )  # nothing new: windows end, right context
+        heard = torch.cat([torch.zeros(0), *self._unheard])  # may be nothing, where windows end
         self._unheard.clear()
         speech = self.vad is not None and len(heard) > 0 and bool(self.vad(heard))
         return self.endpointer.feed(blanks.tolist(), said, speech)
