@@ -38,6 +38,7 @@ def script(name: str) -> ModuleType:
 
 
 librispeech, folder, commands = script("librispeech"), script("folder"), script("commands")
+strings = script("strings")
 
 
 def real(relative: str) -> Path:
@@ -439,3 +440,46 @@ def test_real_opus_tables(name: str, count: int, tmp_path: Path) -> None:
     table = real(f"{name}/manifest.tsv")
     assert run(folder, "--table", table, "--need-text", "--out", tmp_path / "m.csv") == 0
     assert len(read_manifest(tmp_path / "m.csv")) == count
+
+
+# --- strings -------------------------------------------------------------------------------------
+
+
+def write_words(folder: Path) -> Path:
+    """Two speakers, two words each; each recording is a constant of its own."""
+    lines = ["ID,duration,wav,spk_id,wrd"]
+    for speaker in ("ann", "bob"):
+        for word in ("one", "two"):
+            value = {"one": 0.25, "two": 0.5}[word] * {"ann": 1, "bob": -1}[speaker]
+            path = folder / f"{speaker}-{word}.wav"
+            soundfile.write(path, np.full(4000, value), 16000)
+            lines.append(f"{path.stem},0.25,{path.name},{speaker},{word}")
+    (folder / "words.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "words.csv"
+
+
+def test_strings_are_words_of_one_speaker_in_the_order_of_the_text(tmp_path: Path) -> None:
+    words = write_words(tmp_path)
+    out = ["--manifest", str(words), "--minutes", "0.5", "--words", "2", "4"]
+    assert strings.main([*out, "--out", str(tmp_path / "numbers")]) == 0
+    rows = read_manifest(tmp_path / "numbers.csv")
+    assert sum(row["duration"] for row in rows) >= 30
+    for row in rows:
+        wav, _ = soundfile.read(row["wav"])
+        sign = {"ann": 1, "bob": -1}[row["spk_id"]]
+        heard = {0.25: "one", 0.5: "two"}
+        blocks = np.abs(wav[wav != 0]).reshape(-1, 4000)  # 4000 samples a word, pauses are zeros
+        assert row["wrd"].split() == [heard[float(block[0])] for block in blocks]
+        assert (np.sign(wav[wav != 0]) == sign).all()
+        assert 2 <= len(blocks) <= 4
+    assert strings.main([*out, "--out", str(tmp_path / "again")]) == 0
+    again = read_manifest(tmp_path / "again.csv")
+    assert [(r["wrd"], r["duration"]) for r in rows] == [(r["wrd"], r["duration"]) for r in again]
+
+
+def test_strings_need_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = write_words(tmp_path)
+    silent = [",".join(line.split(",")[:4]) + "," for line in words.read_text().splitlines()[1:]]
+    words.write_text("\n".join(["ID,duration,wav,spk_id,wrd", *silent]) + "\n")
+    assert strings.main(["--manifest", str(words), "--out", str(tmp_path / "numbers")]) == 2
+    assert "no utterance has a text" in capsys.readouterr().err
