@@ -26,7 +26,7 @@ from speechbrain.utils.distributed import run_on_main
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.brains import CTCBrain
 from w2v_plugin.data import by_length, speech_dataset
-from w2v_plugin.folders import load_pretrained, save_asr
+from w2v_plugin.folders import load_head, load_pretrained, save_asr
 from w2v_plugin.launch import join_group, leave_group
 
 
@@ -81,6 +81,8 @@ def main(argv: list[str]) -> None:
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     if hparams["pretrained"]:
         load_pretrained(hparams["pretrained"], hparams["wav2vec2"])
+        if load_head(hparams["pretrained"], hparams["model"], hparams["vocabulary"]):
+            print(f"The head of {hparams['pretrained']} speaks of the same characters: it goes on.")
         if hparams["freeze_extractor"]:
             hparams["wav2vec2"].freeze_extractor()
     brain = CTCBrain(

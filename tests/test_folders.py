@@ -12,7 +12,7 @@ from speechbrain.inference.ASR import EncoderASR
 from w2v_plugin import Wav2Vec2, Wav2Vec2ASR, Wav2Vec2CTC, Wav2Vec2Encoder
 from w2v_plugin.compression import optimize
 from w2v_plugin.errors import CheckpointMismatch
-from w2v_plugin.folders import load_pretrained, save_asr, save_pretrained
+from w2v_plugin.folders import load_head, load_pretrained, save_asr, save_pretrained
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer
 from w2v_plugin.text import CharVocabulary
@@ -134,6 +134,23 @@ def test_a_published_vocabulary_survives_the_folder(tmp_path):
     assert asr.tokenizer.get_blank_index() == 4
     assert asr.tokenizer.decode_tokens([0, 1, 3, 2]) == "a b"
     asr.transcribe_batch(WAVS)
+
+
+def test_a_head_goes_on_only_with_the_same_characters(tmp_path):
+    """Fine-tuning a fine-tuned model on more audio; for another language the head is new."""
+    trained, vocabulary = tiny_ctc(), CharVocabulary()
+    save_asr(tmp_path / "asr", trained, vocabulary)
+    save_pretrained(tmp_path / "body", trained.wav2vec2)
+    for folder, letters, kept in [
+        ("asr", vocabulary.lab2ind, True),
+        ("asr", CharVocabulary("".join(reversed("ETAONIHSRDLUMWCFGYPBVK'XJQZ"))).lab2ind, False),
+        ("body", vocabulary.lab2ind, False),
+    ]:
+        model = Wav2Vec2CTC(tiny(), vocab_size=32)
+        fresh = model.head.weight.clone()
+        asked = CharVocabulary.from_symbols(letters, "<pad>")
+        assert load_head(tmp_path / folder, model, asked) == kept
+        assert torch.equal(model.head.weight, trained.head.weight if kept else fresh)
 
 
 def test_misshapen_weights_are_named(tmp_path):

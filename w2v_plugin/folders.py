@@ -215,6 +215,34 @@ def load_pretrained(source: str | Path, wav2vec2: Wav2Vec2) -> None:
         load_strict(wav2vec2, body.state_dict(), source=str(source))
 
 
+def load_head(source: str | Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary) -> bool:
+    """Fill the head with that of a fine-tuned model folder of the same characters, if it is one.
+
+    Parameters
+    ----------
+    source : str or Path
+        As for `load_pretrained`.
+    model : Wav2Vec2CTC
+        Whose head is filled.
+    vocabulary : CharVocabulary
+        What the outputs of `model` mean; other characters, or another order, leave the head as
+        it is.
+
+    Returns
+    -------
+    bool
+        Whether it was.
+    """
+    folder, known = Path(source), CharVocabulary(())
+    if not (folder / "head.ckpt").is_file():
+        return False
+    known.load(folder / "tokenizer.ckpt")
+    if known.lab2ind != vocabulary.lab2ind:
+        return False
+    load_state(model.head, folder / "head.ckpt")
+    return True
+
+
 # what changes the answer but no shape: weights of another architecture would load silently
 UNSEEN = (
     *("heads", "norm_first", "extractor_norm", "normalize", "kernels", "strides"),
