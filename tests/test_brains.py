@@ -11,14 +11,19 @@ import pytest
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfigRandomSampler
 from torch import Tensor, nn
 
-from w2v_plugin.brains import CTCBrain, check_collapse
+from w2v_plugin.attention import ChunkConfig
+from w2v_plugin.brains import CTCBrain, check_collapse, sample_chunk
 from w2v_plugin.ctc import Wav2Vec2CTC
+from w2v_plugin.decoding import greedy
 from w2v_plugin.errors import TrainingCollapsed
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.training import StepBrain, tri_stage
+
+STREAMS: dict[str, Any] = {"extractor_norm": "layer", "normalize": False}
 
 
 class Slope(StepBrain):
@@ -68,9 +73,9 @@ def test_micro_batches_of_any_size_are_one_batch(tmp_path: Path, cuts: tuple[int
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-6)
 
 
-def tuner(tmp_path: Path, freeze: int) -> CTCBrain:
+def tuner(tmp_path: Path, freeze: int, **more: Any) -> CTCBrain:
     torch.manual_seed(0)
-    wav2vec2 = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7)
+    wav2vec2 = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7, **STREAMS)
     hparams = {
         "seed": 1,
         "output_folder": str(tmp_path),
@@ -82,6 +87,7 @@ def tuner(tmp_path: Path, freeze: int) -> CTCBrain:
         "freeze_encoder_updates": freeze,
         "keep_latents": False,
         "best_by": "WER",
+        **more,
     }
     model = Wav2Vec2CTC(wav2vec2, 32)
     brain = CTCBrain({"model": model}, torch.optim.SGD, hparams=hparams, run_opts={"device": "cpu"})
@@ -107,6 +113,87 @@ def test_a_frozen_encoder_collects_no_gradients(tmp_path: Path) -> None:
     brain.step += 1
     brain.fit_batch(speech())
     assert not torch.equal(body, before)
+
+
+def draws(size: tuple[int, int], left: tuple[int, int], **chances: float) -> Any:
+    """SpeechBrain's sampler: sizes in frames, left contexts in chunks."""
+    chances = {"chunkwise_prob": 1.0, "limited_left_context_prob": 1.0, **chances}
+    return DynChunkTrainConfigRandomSampler(
+        chunk_size_min=size[0],
+        chunk_size_max=size[1],
+        left_context_chunks_min=left[0],
+        left_context_chunks_max=left[1],
+        **chances,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (None, None),
+        (draws((24, 24), (3, 3), chunkwise_prob=0.0), None),
+        (draws((24, 24), (3, 3)), ChunkConfig(24, 72)),
+        (draws((24, 24), (3, 3), limited_left_context_prob=0.0), ChunkConfig(24)),
+    ],
+)
+def test_chunks_of_a_batch_are_in_frames(sampler: Any, expected: ChunkConfig | None) -> None:
+    hparams = SimpleNamespace(**({} if sampler is None else {"chunk_sampler": sampler}))
+    assert sample_chunk(hparams, sb.Stage.TRAIN) == expected
+    assert sample_chunk(hparams, sb.Stage.VALID) is None
+
+
+def test_a_batch_is_trained_in_the_chunk_that_was_drawn(tmp_path: Path) -> None:
+    """And not in another one: the logits are those of a model that is asked for it."""
+    brain = tuner(tmp_path, 0, chunk_sampler=draws((5, 5), (1, 1)))
+    logits = [
+        brain.compute_forward(speech(), sb.Stage.TRAIN).logits,
+        *(brain.model(*speech().sig, chunk=chunk).logits for chunk in (ChunkConfig(5, 5), None)),
+    ]
+    assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
+
+
+def test_chunks_follow_from_seed_step_and_rank(tmp_path: Path) -> None:
+    """So an interrupted run goes on with those that it would have had; ranks have their own."""
+    brain = tuner(tmp_path, 0, chunk_sampler=draws((1, 10**6), (1, 10**6)))
+
+    def drawn(step: int, rank: int) -> ChunkConfig | None:
+        torch.rand(step + 1)  # whatever was drawn before
+        brain.step, brain.optimizer_step, brain.ranks, brain.rank = step + 1, step, 2, rank
+        brain.on_fit_batch_start(speech(), should_step=True)
+        return brain.chunk(sb.Stage.TRAIN)
+
+    places = [(step, rank) for step in range(3) for rank in range(2)]
+    once, again = [drawn(*place) for place in places], [drawn(*place) for place in places]
+    assert once == again and len({*once}) == len(places)
+
+
+def test_validation_sees_each_chunk_in_turn(tmp_path: Path) -> None:
+    """The first one has plain names and gives the loss; each has the score it has alone.
+
+    The text is what the model says of the whole, so that there are no errors but in chunks.
+    """
+    sampler = draws((1, 1), (1, 1))  # for training only
+    brain = tuner(tmp_path, 0, valid_chunks=[[3, 0], None, 8], chunk_sampler=sampler)
+    brain.modules.eval()
+    torch.nn.init.normal_(brain.model.head.weight, std=5.0)
+    batch = speech()
+    out = brain.model(*batch.sig)
+    (said,) = greedy(out.logits, out.frame_lengths)
+    batch.wrd = [brain.hparams.vocabulary.decode_tokens(said)]
+    scores, losses = {}, {}
+    for chunk in brain.valid_chunks:
+        brain.eval_chunk = chunk
+        brain.on_stage_start(sb.Stage.TEST)
+        losses[chunk] = brain.evaluate_batch(batch, sb.Stage.TEST)
+        scores[chunk] = brain.score(0.0)["CER"]
+    brain.on_stage_start(sb.Stage.VALID)
+    loss = brain.evaluate_batch(batch, sb.Stage.VALID)
+    found = brain.score(0.0)
+    assert torch.equal(loss, losses[ChunkConfig(3, 0)]) and brain.eval_chunk is None
+    assert found["CER_full"] == 0.0 < found["CER"] == scores[ChunkConfig(3, 0)]
+    assert found["CER_160ms"] == scores[ChunkConfig(8)] != found["CER"]
+    names = [f"{name}{suffix}" for suffix in ("", "_full", "_160ms") for name in ("WER", "CER")]
+    assert set(found) == {"loss", *names}
 
 
 def test_collapse_is_called_on_enough_frames_only() -> None:

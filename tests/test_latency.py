@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from w2v_plugin import latency
+from w2v_plugin.attention import ChunkConfig
+from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.endpoint import EndpointRules
-from w2v_plugin.latency import Playback, delays, play, shown_at, unstable
+from w2v_plugin.latency import Changes, Playback, changes, delays, play, shown_at, summary
 from w2v_plugin.live import GreedyDecoder, LiveTranscript
-from w2v_plugin.live_encoders import LiveEncoder
+from w2v_plugin.live_encoders import ChunkEncoder, LiveEncoder
+from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.sessions import Session
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.transcripts import Span
@@ -53,12 +56,16 @@ class Script(LiveEncoder):
 
 
 def played(
-    monkeypatch: pytest.MonkeyPatch, frames: str, took: float, rules: EndpointRules | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    frames: str,
+    took: float,
+    rules: EndpointRules | None = None,
+    finish: bool = True,
 ) -> Playback:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
     one = Session(Script(frames, clock, took), GreedyDecoder(LETTERS), rules)
-    return play(one, torch.zeros(320 * len(frames)))
+    return play(one, torch.zeros(320 * len(frames)), finish=finish)
 
 
 def test_text_is_there_when_its_chunk_was_heard_and_computed(monkeypatch) -> None:
@@ -125,13 +132,61 @@ def test_nothing_was_heard_or_said() -> None:
     assert found == latency.Delays([], [], None, None)
 
 
-def test_words_that_changed_although_they_were_stable() -> None:
-    events = [
-        (1.0, heard("A B", stable=1)),
-        (2.0, heard("C B", stable=2)),
-        (3.0, heard("C B D", final=True)),
-    ]
-    assert unstable(Playback(events=events)) == (1, 3)
+def test_a_word_is_timed_by_its_own_place() -> None:
+    """Only the last word of four was understood; it also was the first one that was said."""
+    done = Playback(events=[(5.0, heard("SO WE SEE ONE", final=True))])
+    found = delays(done, truth("ONE TWO THREE ONE"))
+    assert found.perceived == pytest.approx([5.0 - 3.5])
+
+
+def test_an_utterance_that_goes_on_has_no_final_text() -> None:
+    """Its words are timed all the same, also after an end that came too early."""
+    events = [(1.0, heard("ONE", final=True)), (3.0, heard("TWO", segment=1))]
+    found = delays(Playback(events=events), truth("ONE TWO"))
+    assert found.perceived == pytest.approx([1.0 - 0.5, 3.0 - 1.5]) and found.final is None
+
+
+def test_what_a_reader_sees_change() -> None:
+    """A became C, D went away, B went and came; the last word grew once, which is no change."""
+    texts = ["A", "A B", "C BEE", "C BEE D", "C", "C BEE"]
+    events = [(float(at), heard(text)) for at, text in enumerate(texts)]
+    events += [(9.0, heard("C BEE", final=True)), (10.0, heard("E", segment=1))]
+    assert changes(Playback(events=events)) == Changes(unstable=3, grown=1, words=3)
+
+
+def test_a_word_in_the_middle_does_not_grow() -> None:
+    done = Playback(events=[(1.0, heard("A B")), (2.0, heard("AN B"))])
+    assert changes(done) == Changes(unstable=1, grown=0, words=2)
+
+
+def test_summary_by_hand(monkeypatch) -> None:
+    """Chunks of 200 ms, 50 ms each, packets of 100 ms; "HI" ends at 0.08 s, "YO" at 0.64 s.
+
+    While it goes on, YO waits for the chunk that ends at 0.8 s. The second utterance was not
+    understood, and has no end.
+    """
+    rules, frames = EndpointRules(), "..HI" + "." * 24 + " .YO" + "." * 3
+    ongoing = [played(monkeypatch, frames + "." * 85, 0.05, rules, finish=False)]
+    ended = [played(monkeypatch, frames, 0.05)]
+    ongoing.append(played(monkeypatch, "A" * 20, 0.05, rules, finish=False))
+    ended.append(played(monkeypatch, "A" * 20, 0.05))
+    words = [Span("HI", 0.04, 0.08, 1.0), Span("YO", 0.6, 0.64, 1.0)]
+    found = summary(ongoing, ended, [words, [Span("B", 0.1, 0.3, 1.0)]])
+    waited = [250 - 80, 850 - 640]
+    assert found["perceived_ms"] == {"p50": 190.0, "p95": 208.0, "p99": 209.6, "n": len(waited)}
+    assert found["perceived_ms"]["p50"] == sum(waited) / 2
+    assert found["first_text_ms"]["n"] == 2 and found["emission_ms"]["p99"] == 0.0
+    assert found["final_known_end_ms"]["n"] == 2
+    assert found["final_ms"] == {"p50": 1210.0, "p95": 1210.0, "p99": 1210.0, "n": 1}
+    assert found["words"] == {"said": 3, "timed": 2} and found["ends"] == {"said": 2, "found": 1}
+    assert found["compute_ms"] == {"p50": 50.0, "p95": 50.0, "p99": 50.0, "n": 14}
+
+
+def test_nothing_known_is_no_figure(monkeypatch) -> None:
+    done = [played(monkeypatch, "." * 20, 0.05)]
+    found = summary(done, done, [[]])
+    assert found["perceived_ms"] is None and found["final_ms"] is None
+    assert found["unstable_words"] == 0.0 and found["rtf"] == pytest.approx(0.25)
 
 
 def test_endpoint_rules_make_the_final_text_wait(monkeypatch) -> None:
@@ -141,3 +196,28 @@ def test_endpoint_rules_make_the_final_text_wait(monkeypatch) -> None:
     waited = played(monkeypatch, frames, 0.0, EndpointRules())
     assert [at for at, e in known.events if e.is_final] == pytest.approx([2.0])
     assert [at for at, e in waited.events if e.is_final] == pytest.approx([1.2])
+
+
+@pytest.mark.slow  # a minute of audio through a real model, on a real clock
+def test_figures_of_a_real_stream_agree() -> None:
+    """No speed is asked for: whatever it is, the figures must fit each other and the clock."""
+    torch.manual_seed(0)
+    shape = {"dim": 64, "layers": 2, "heads": 2, "ffn_dim": 128, "channels": (32,) * 7}
+    body = Wav2Vec2(**shape, extractor_norm="layer", normalize=False)
+    model = Wav2Vec2CTC(body, vocab_size=len(LETTERS)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    session = Session(ChunkEncoder(model, ChunkConfig(16, 256)), GreedyDecoder(LETTERS), None)
+    start = time.perf_counter()
+    done = play(session, 0.1 * torch.randn(60 * 16_000))
+    passed = time.perf_counter() - start
+    chunks = 2999 // 16 + 1  # the last one is short
+    assert len(done.compute_ms) == chunks and min(done.compute_ms) > 0
+    assert sum(done.compute_ms) / 1000 <= done.compute_s <= passed
+    assert done.audio_s == pytest.approx(60) and done.events and done.events[-1][1].is_final
+    times = [at for at, _ in done.events]
+    assert times == sorted(times) and times[-1] <= done.audio_s + done.compute_s
+    for at, event in done.events[:-1]:  # nothing is shown before its chunk was heard
+        assert at > event.audio_s + 0.005
+    heard = delays(done, done.words)  # against itself: only waiting and computing are left
+    assert len(heard.perceived) == len(done.words) and set(heard.emission) == {0.0}
+    assert min(heard.perceived) > 0

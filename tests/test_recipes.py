@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_every_pretraining_recipe_steps(path: Path, manifest: Path, tmp_path: Pa
     ("name", "processes", "hours", "parameters"),
     [
         ("base_librispeech", 8, 1.556, 95.04),
-        ("base_streaming", 8, 1.556, 95.05),
+        ("streaming_base", 8, 1.556, 95.05),
         ("large_librivox", 8, 2.667, 317.39),
         ("multilingual", 8, 2.667, 317.39),
         ("small_gpu", 1, 0.2, 22.65),
@@ -227,9 +228,13 @@ def test_bf16_autocast_trains(kind: str, manifest: Path, tmp_path: Path) -> None
 def test_a_killed_run_resumes_exactly(
     kind: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in the middle of an epoch and started again: the losses of the whole run."""
-    arguments = pretraining if kind == "pretrain" else tuning
-    recipe(kind)(arguments(manifest, tmp_path / "whole"))
+    """Stopped in the middle of an epoch and started again: the losses of the whole run.
+
+    Some of the batches are seen in chunks, which are drawn anew for each.
+    """
+    arguments = partial(pretraining if kind == "pretrain" else tuning, manifest)
+    chunks = "--chunkwise_prob=0.7"
+    recipe(kind)(arguments(tmp_path / "whole", chunks))
 
     class Killed(BaseException):
         pass
@@ -242,7 +247,7 @@ def test_a_killed_run_resumes_exactly(
             raise Killed
 
     every_step = ("--ckpt_interval_minutes=0", "--ckpt_interval_steps=1")
-    argv = arguments(manifest, tmp_path / "killed", *every_step)
+    argv = arguments(tmp_path / "killed", *every_step, chunks)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(StepBrain, "on_fit_batch_end", kill_after_five)
         recipe(kind)(argv)
