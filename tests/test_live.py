@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from w2v_plugin.beam import BeamSearch
 from w2v_plugin.decoding import greedy_transcripts
 from w2v_plugin.live import BeamDecoder, GreedyDecoder
+from w2v_plugin.ngrams import ArpaLM
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.transcripts import Transcript
 
@@ -27,6 +29,14 @@ def random_logits(frames: int, seed: int, scale: float = 4.0) -> Tensor:
     tokens = torch.where(torch.rand(frames, generator=generator) < 0.4, tokens.roll(1), tokens)
     noise = torch.rand(frames, size, dtype=torch.float64, generator=generator)
     return noise + scale * torch.eye(size, dtype=torch.float64)[tokens]
+
+
+def on_path(frames: str) -> Tensor:
+    """Logits that say these symbols; `.` is the blank, `?` a special one."""
+    letters = vocabulary()
+    names = [{".": "<pad>", "?": "<unk>"}.get(frame, frame) for frame in frames]
+    sure = torch.tensor([9.0 + number % 3 for number in range(len(frames))], dtype=torch.float64)
+    return sure[:, None] * torch.eye(len(letters))[[letters.lab2ind[name] for name in names]]
 
 
 def pieces(logits: Tensor, random: Random) -> list[Tensor]:
@@ -57,6 +67,26 @@ def test_greedy_in_pieces(seed: int) -> None:
     alike(decoder.read_so_far()[0], expected)
     alike(decoder.cut(), expected)
     assert decoder.read_so_far() == (Transcript("", score=0.0), 0)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        "A", ".", "|", "....", "||||", "AA", "A.A", "A|A", "|A|", "||A||B||", ".|.A.|.", "A?A",
+        "AB.|", "|.AB", "A..B|.|.A", "??A??", "B.B.BB|B",
+    ],
+)  # fmt: skip
+def test_greedy_cut_anywhere(frames: str) -> None:
+    """Between repeated letters, within runs, at word boundaries: every way to cut is the same."""
+    letters, logits = vocabulary(), on_path(frames)
+    [expected] = greedy_transcripts(logits[None], torch.tensor([len(logits)]), letters)
+    for cuts in range(2 ** (len(frames) - 1)):
+        decoder, begin = GreedyDecoder(letters), 0
+        for end in range(1, len(frames) + 1):
+            if end == len(frames) or cuts >> (end - 1) & 1:
+                decoder.read(logits[begin:end])
+                begin = end
+        alike(decoder.cut(), expected)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -97,19 +127,46 @@ def test_without_word_boundaries_all_is_stable() -> None:
     assert stable == len(transcript.words) == 1
 
 
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("hot", [(), ("AB BA",)])
-def test_beam_in_pieces(seed: int, hot: tuple[str, ...]) -> None:
-    """As the search over the whole: text, times, score, alternatives."""
-    random, search = Random(seed), BeamSearch(vocabulary(), hot_words=hot)
-    logits = random_logits(random.randint(1, 60), seed, scale=1.5)
+@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("kind", ["plain", "hot words", "language model"])
+def test_beam_in_pieces(kind: str, seed: int) -> None:
+    """As the search over the whole: text, times, score, alternatives; and again after a cut."""
+    random, search = Random(seed), search_of(kind)
     decoder = BeamDecoder(search, commit_s=1e6, n_best=3)
-    for piece in pieces(logits, random):
+    for utterance in range(2):
+        logits = random_logits(random.randint(1, 60), 100 * utterance + seed, scale=1.5)
+        for piece in pieces(logits, random):
+            decoder.read(piece)
+        [expected] = search(logits[None], torch.tensor([len(logits)]), n_best=3)
+        found = decoder.cut()
+        assert found.text == expected.text
+        assert found.score == pytest.approx(expected.score, rel=1e-9, abs=1e-9)  # order of sums
+        assert [x.text for x in found.alternatives] == [x.text for x in expected.alternatives]
+        if utterance == 0:
+            alike(found, expected)
+
+
+def search_of(kind: str) -> BeamSearch:
+    """Also with what makes the end of a word matter: scores of whole words."""
+    if kind == "plain":
+        return BeamSearch(vocabulary())
+    if kind == "hot words":
+        return BeamSearch(vocabulary(), hot_words=("AB BA",))
+    arpa = (
+        "\\data\\\nngram 1=5\nngram 2=2\n\n\\1-grams:\n-99 <s> -0.1\n-0.2 </s>\n"
+        "-0.5 AB -0.7\n-1.0 A\n-2.0 <unk>\n\n\\2-grams:\n-0.3 A AB\n-0.9 AB </s>\n\n\\end\\"
+    )
+    return BeamSearch(vocabulary(), lm=ArpaLM(io.StringIO(arpa)))
+
+
+@pytest.mark.parametrize("kind", ["plain", "hot words", "language model"])
+def test_beam_search_remembers_its_hypotheses_only(kind: str) -> None:
+    """Scores of others, which are most, are forgotten; those of words are found again."""
+    decoder = BeamDecoder(search_of(kind))
+    for piece in random_logits(300, 0, scale=1.5).split(10):
         decoder.read(piece)
-    [expected] = search(logits[None], torch.tensor([len(logits)]), n_best=3)
-    found = decoder.cut()
-    alike(found, expected)
-    assert [x.text for x in found.alternatives] == [x.text for x in expected.alternatives]
+        assert len(decoder._scores) <= len(decoder._beams) and not decoder._part_scores
+    assert len(decoder.cut().words) > 3
 
 
 def test_hypotheses_must_agree_in_time() -> None:
@@ -130,6 +187,21 @@ def test_hypotheses_must_agree_in_time() -> None:
         decoder.read(logits[200:])
         assert (decoder.read_so_far()[1] > 0) == expected
         assert decoder.cut().text.startswith("A ")
+
+
+def test_hypotheses_may_differ_in_what_was_just_said() -> None:
+    """Late in an utterance, too: age counts from its beginning."""
+    letters = vocabulary()
+    a, b, gap = (letters.lab2ind[x] for x in ("A", "B", "|"))
+    logits = torch.full((400, len(letters)), -20.0)
+    logits[:, letters.get_blank_index()] = 0.0
+    logits[300, [a, b]] = torch.tensor([9.0, 8.9])
+    logits[301, gap] = 20.0
+    decoder = BeamDecoder(BeamSearch(letters), commit_s=4.0)
+    for piece in logits.split(200):
+        decoder.read(piece)
+    assert decoder.read_so_far()[1] == 0
+    assert decoder.read_so_far()[0].text == "A"
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam"])

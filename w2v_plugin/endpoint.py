@@ -1,9 +1,10 @@
 """When an utterance is over: rules on the silence that a CTC model hears, and optionally a VAD.
 
 Kaldi's rules, with silence measured where CTC says it. Its blanks are everywhere, also inside words
-and between them, so one blank means nothing: silence begins after some sure blanks in a row, and
-ends with a frame that is clearly none (hysteresis). The encoder goes on over an endpoint: what it
-remembers is bounded, and a reset would make the first word of the next utterance a victim.
+and between them, so one blank means nothing: silence begins after some sure frames in a row, and
+ends with a frame that is clearly none (hysteresis). Word boundaries are silence, too: models say
+some of them in a row where a pause begins. The encoder goes on over an endpoint: what it remembers
+is bounded, and a reset would make the first word of the next utterance a victim.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from dataclasses import dataclass
 
 from w2v_plugin.frames import HOP, SAMPLE_RATE
 
+VAD_ON, VAD_OFF = 0.5, 0.35  # speech begins, and goes on
+
 
 @dataclass(frozen=True)
 class EndpointRules:
     """An utterance ends when one of the first three holds; all times in seconds.
+
+    Whatever is heard, decoders need not remember more than twice `longest_s`: then an utterance
+    ends with the next frame between two words, silent or not.
 
     Parameters
     ----------
@@ -25,14 +31,15 @@ class EndpointRules:
     after_word_s : float
         Silence after a word.
     longest_s : float
-        Length of the utterance, at the next silence of `pause_s`: never within a word.
+        Length of the utterance, at the next silence of `pause_s` after a whole word: words have
+        blanks of that length inside.
     pause_s : float
         See `longest_s`.
     certain, doubtful : float
-        Silence begins with posteriors of the blank above the first, and goes on until one is
-        below the second.
+        Silence begins where the posterior that no character is said is above the first, and goes
+        on until it is below the second.
     least : int
-        Frames that are certain blanks before it counts as silence.
+        Frames that are certain before it counts as silence.
 
     Example
     -------
@@ -67,40 +74,48 @@ class Endpointer:
     Example
     -------
     >>> endpointer = Endpointer(EndpointRules(after_word_s=0.1))
-    >>> blanks = [0.0] * 5 + [0.9] * 10
-    >>> said = [True] * 5 + [False] * 10
-    >>> endpointer.feed(blanks, said)  # after frame 9, and never again without a word
+    >>> quiet = [0.0] * 5 + [0.9] * 10
+    >>> said, gaps = [True] * 5 + [False] * 10, [False] * 15
+    >>> endpointer.feed(quiet, said, gaps)  # after frame 9, and never again without a word
     [10]
     """
 
     def __init__(self, rules: EndpointRules) -> None:
         self.rules = rules
         self._begin()
-        self._certain = 0  # blanks in a row, the last ones
+        self._certain = 0  # frames in a row, the last ones
         self._silent = 0  # frames of silence, up to now
+        self._speech = False  # the VAD's opinion
 
     def _begin(self) -> None:
-        self._length, self._said = 0, False
+        self._length, self._said, self._within = 0, False, False  # a word that may go on
 
     def feed(
-        self, blanks: Sequence[float], said: Sequence[bool], speech: bool = False
+        self,
+        quiet: Sequence[float],
+        said: Sequence[bool],
+        gaps: Sequence[bool],
+        speech: float = 0.0,
     ) -> list[int]:
         """Where utterances end: numbers of frames, counted within these.
 
         Parameters
         ----------
-        blanks : sequence of float
-            (frames,) posterior of the blank.
-        said : sequence of bool
-            (frames,) whether the frame says a character.
-        speech : bool
-            A VAD's opinion of these frames; with speech there is no silence.
+        quiet : sequence of float
+            (frames,) posterior that no character is said.
+        said, gaps : sequence of bool
+            (frames,) whether the frame says a character, and whether it is between two words.
+        speech : float
+            A VAD's probability of speech in these frames. Speech begins with 0.5 and goes on down
+            to 0.35; with speech there is no silence.
         """
+        self._speech = speech >= (VAD_OFF if self._speech else VAD_ON)
         ends = []
-        for number, (blank, character) in enumerate(zip(blanks, said, strict=True), start=1):
+        for number, (p, character, gap) in enumerate(zip(quiet, said, gaps, strict=True), start=1):
             self._length += 1
             self._said |= character
-            self._hear(blank, speech)
+            self._within = character or (self._within and not gap)
+            self._hear(p, character or self._speech)
             if self._over():
                 ends.append(number)
                 if not self._said:  # wait as long again
@@ -108,10 +123,10 @@ class Endpointer:
                 self._begin()
         return ends
 
-    def _hear(self, blank: float, speech: bool) -> None:
+    def _hear(self, quiet: float, sound: bool) -> None:
         rules = self.rules
-        self._certain = self._certain + 1 if blank > rules.certain and not speech else 0
-        if speech or blank < rules.doubtful:
+        self._certain = self._certain + 1 if quiet > rules.certain and not sound else 0
+        if sound or quiet < rules.doubtful:
             self._silent = 0
         elif self._silent:
             self._silent += 1
@@ -119,10 +134,11 @@ class Endpointer:
             self._silent = self._certain
 
     def _over(self) -> bool:
-        rules, silence = self.rules, self._silent * HOP / SAMPLE_RATE
+        rules = self.rules
+        silence, length = self._silent * HOP / SAMPLE_RATE, self._length * HOP / SAMPLE_RATE
+        if length >= 2 * rules.longest_s and not self._within:
+            return True
         if not self._said:
             return silence >= rules.nothing_s
-        length = self._length * HOP / SAMPLE_RATE
-        return silence >= rules.after_word_s or (
-            length >= rules.longest_s and silence >= rules.pause_s
-        )
+        pause = length >= rules.longest_s and silence >= rules.pause_s and not self._within
+        return pause or silence >= rules.after_word_s

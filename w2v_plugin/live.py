@@ -42,7 +42,7 @@ class LiveTranscript(Transcript):
     audio_s : float
         Seconds of the stream that this is based on.
     compute_ms : float
-        What the last packet took.
+        From the packet's arrival to this.
 
     Example
     -------
@@ -146,6 +146,15 @@ class BeamDecoder:
         )
         self._frames += len(log_probs)
         self._commit()
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is known of texts that are no hypotheses any more."""
+        if self._scores:
+            self._scores = {
+                key: self._scores[key] for key in {(b.text, False) for b in self._beams}
+            }
+        self._part_scores.clear()
 
     def _commit(self) -> None:
         """Drop hypotheses that differ from the best one in what is long past."""

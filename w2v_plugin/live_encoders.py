@@ -6,10 +6,10 @@ k computes the frames from k core - left to (k + 1) core + right and keeps those
     |-- left --|-- core --|- right -|
                |-- left --|-- core --|- right -|       (here left = core)
 
-At both ends of the stream a window ends where the audio does, so a stream that fits into one gives
-exactly what the whole gives. In between there is no such promise: look at the words, not at the
-logits. Everything is computed (left + core + right) / core times, and a text waits for core and
-right.
+At both ends of the stream a window ends where the audio does, so a stream that is shorter than
+core and right gives exactly what the whole gives. In between there is no such promise: look at the
+words, not at the logits. Everything is computed (left + core + right) / core times, and a text
+waits for core and right.
 """
 
 from __future__ import annotations
@@ -161,13 +161,19 @@ class OverlapEncoder(LiveEncoder):
     def run(  # type: ignore[override]
         encoders: Sequence[OverlapEncoder], wavs: Sequence[Tensor], last: bool
     ) -> list[Tensor]:
+        first = encoders[0]
+        if any(encoder.compute != first.compute for encoder in encoders):
+            raise ValueError("Sessions that are fed together need one model.")
         for encoder, wav in zip(encoders, wavs, strict=True):
             encoder.wav = torch.cat([encoder.wav, wav])
         found: dict[int, list[Tensor]] = {id(encoder): [] for encoder in encoders}
         while ready := [encoder for encoder in encoders if encoder.is_ready(last)]:
             windows = [encoder.window(last) for encoder in ready]
-            for encoder, logits in zip(ready, encoders[0].compute(windows), strict=True):
+            for encoder, logits in zip(ready, first.compute(windows), strict=True):
                 found[id(encoder)].append(encoder.keep(logits))
+        for encoder in encoders:
+            if found[id(encoder)]:
+                encoder.wav = encoder.wav.clone()  # without the memory of what is forgotten
         nothing = torch.zeros(0, 1)
         return [torch.cat(parts) if (parts := found[id(e)]) else nothing for e in encoders]
 
@@ -194,6 +200,6 @@ class OverlapEncoder(LiveEncoder):
         core = logits[start : start + self.overlap.core]
         self.done += len(core)
         begin = max(self.done - self.overlap.left, 0)
-        self.wav = self.wav[(begin - self.begin) * HOP :].clone()
+        self.wav = self.wav[(begin - self.begin) * HOP :]
         self.begin = begin
         return core

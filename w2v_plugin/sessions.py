@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +25,12 @@ from w2v_plugin.errors import BadAudio
 from w2v_plugin.frames import HOP, SAMPLE_RATE
 from w2v_plugin.live import BeamDecoder, GreedyDecoder, LiveTranscript
 from w2v_plugin.live_encoders import LiveEncoder
+from w2v_plugin.packets import Packet, check_rate, to_wav
+from w2v_plugin.text import WORD_BOUNDARY
 from w2v_plugin.transcripts import Transcript
 
-VAD: TypeAlias = Callable[[Tensor], bool]  # (samples,) at 16 kHz -> whether somebody speaks
-Packet: TypeAlias = Tensor | np.ndarray | bytes
+VAD: TypeAlias = Callable[[Tensor], float]  # (samples,) at 16 kHz -> probability of speech
+VAD_FRAMES = 16  # at most at once: 320 ms, of which usual chunks are a multiple
 
 
 class Session:
@@ -44,10 +45,10 @@ class Session:
     decoder : GreedyDecoder or BeamDecoder
         Logits to text.
     rules : EndpointRules or None
-        When an utterance is over; None: only at `finish`.
+        When an utterance is over; None: only at `finish`, and all of it is remembered until then.
     vad : callable, optional
-        Waveform (samples,) at 16 kHz -> bool, whether it holds speech. Where it does, there is no
-        silence for `rules`.
+        Waveform (samples,) at 16 kHz -> probability of speech, or a bool. Hears what the new frames
+        stand for, 320 ms at most at a time. Where it hears speech, `rules` hear no silence.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Session:
         self.finished = False
         self._resampler: Resampler | None = None
         self._shown = ("", "")
-        self._unheard: list[Tensor] = []  # by the VAD
+        self._unheard = torch.zeros(0)  # by the VAD
         labels = decoder.vocabulary.lab2ind
-        self._characters = {labels[letter] for letter in decoder.vocabulary.letters}
+        self._characters = torch.tensor([labels[letter] for letter in decoder.vocabulary.letters])
+        self._boundary = labels.get(WORD_BOUNDARY)
         self._lock = threading.Lock()
 
     def feed(self, packet: Packet, sample_rate: int = SAMPLE_RATE) -> list[LiveTranscript]:
@@ -73,11 +75,11 @@ class Session:
 
         Parameters
         ----------
-        packet : Tensor, ndarray or bytes
+        packet : Tensor, ndarray, bytes, bytearray or memoryview
             (samples,) floats about in [-1, 1], or 16-bit integers; bytes are 16-bit PCM, little
             endian, mono.
         sample_rate : int
-            Always the same one.
+            In Hz; always the same one.
 
         Returns
         -------
@@ -87,17 +89,19 @@ class Session:
         Raises
         ------
         BadAudio
-            NaN, more than one channel, another rate than before, 8-bit integers: nothing of the
-            packet was heard.
+            NaN, more than one channel, another rate than before, 8-bit integers.
         RuntimeError
             The session is finished, or in use by another thread.
+
+        After these errors, and those of the model and of `vad`, the session is as it was before:
+        nothing of the packet was heard.
         """
         return feed([self], [packet], sample_rate)[0]
 
     def finish(self) -> list[LiveTranscript]:
         """The stream ends: what is left of the last utterance."""
         rate = SAMPLE_RATE if self._resampler is None else self._resampler.rate
-        return feed([self], [np.zeros(0, np.float32)], rate, last=True)[0]
+        return feed([self], [torch.zeros(0)], rate, last=True)[0]
 
     @property
     def audio_s(self) -> float:
@@ -119,66 +123,81 @@ class Session:
         finally:
             self._lock.release()
 
-    def _check_rate(self, rate: int) -> None:
+    def _resample(self, wav: Tensor, rate: int, last: bool) -> Tensor:
         if self._resampler is None:
-            self._resampler = Resampler(rate)
+            self._resampler = Resampler(check_rate(rate))
         if rate != self._resampler.rate:
             raise BadAudio(
                 f"sample_rate={rate}, but {self._resampler.rate} before. Make a new session."
             )
-
-    def _resample(self, wav: Tensor, last: bool) -> Tensor:
-        assert self._resampler is not None  # by `_check_rate`
         wav = self._resampler.feed(wav)
         wav = torch.cat([wav, self._resampler.finish()]) if last else wav
-        if self.vad is not None:
-            self._unheard.append(wav)
+        if self.vad is not None and self.endpointer is not None:
+            self._unheard = torch.cat([self._unheard, wav])
         return wav
 
-    def _read(self, logits: Tensor, ms: float, last: bool) -> list[LiveTranscript]:
-        """Decode new frames (frames, vocab)."""
+    def _endpoints(self, logits: Tensor) -> list[int]:
+        """Frames, counted within new ones (frames, vocab), at which utterances end."""
+        ends: list[int] = []
+        if self.endpointer is None or not len(logits):
+            return ends
+        tokens = logits.argmax(-1)
+        said = torch.isin(tokens, self._characters)
+        gaps = ~said if self._boundary is None else tokens == self._boundary
+        quiet = 1 - logits.softmax(-1)[:, self._characters].sum(-1)
+        for begin in range(0, len(logits), VAD_FRAMES):
+            q, s, g = (
+                values[begin : begin + VAD_FRAMES].tolist() for values in (quiet, said, gaps)
+            )
+            found = self.endpointer.feed(q, s, g, speech=self._hear(len(q) * HOP))
+            ends += [begin + end for end in found]
+        self._unheard = self._unheard.clone()  # without the memory of what was heard
+        return ends
+
+    def _hear(self, samples: int) -> float:
+        if self.vad is None:
+            return 0.0
+        heard, self._unheard = self._unheard[:samples], self._unheard[samples:]
+        return float(self.vad(heard))
+
+    def _read(
+        self, logits: Tensor, ends: Sequence[int], start: float, last: bool
+    ) -> list[LiveTranscript]:
+        """Decode new frames (frames, vocab), in which utterances end."""
         events, begin = [], 0
-        for end in self._endpoints(logits):
-            self.decoder.read(logits[begin:end])
-            self.frames += end - begin
-            events += self._end_segment(ms)
+        for end in ends:
+            self._decode(logits[begin:end])
+            events += self._end_segment(start)
             begin = end
-        if begin < len(logits):
-            self.decoder.read(logits[begin:])
-            self.frames += len(logits) - begin
+        self._decode(logits[begin:])
         if last:
             self.finished = True
-            return events + self._end_segment(ms)
-        return events + self._news(ms) if len(logits) else events
+            return events + self._end_segment(start)
+        return events + self._news(start) if len(logits) else events
 
-    def _endpoints(self, logits: Tensor) -> list[int]:
-        if self.endpointer is None or not len(logits):
-            return []
-        blanks = logits.softmax(-1)[:, self.decoder.vocabulary.get_blank_index()]
-        said = [token in self._characters for token in logits.argmax(-1).tolist()]
-        heard = torch.cat([torch.zeros(0), *self._unheard])  # may be nothing, where windows end
-        self._unheard.clear()
-        speech = self.vad is not None and len(heard) > 0 and bool(self.vad(heard))
-        return self.endpointer.feed(blanks.tolist(), said, speech)
+    def _decode(self, logits: Tensor) -> None:
+        if len(logits):
+            self.decoder.read(logits)
+            self.frames += len(logits)
 
-    def _end_segment(self, ms: float) -> list[LiveTranscript]:
+    def _end_segment(self, start: float) -> list[LiveTranscript]:
         transcript = self.decoder.cut()
-        self._shown = ("", "")
-        if not transcript.text:
-            return []
-        event = self._event(transcript, len(transcript.words), ms, is_final=True)
-        self.segment += 1
-        return [event]
+        shown, self._shown = self._shown, ("", "")
+        if transcript.text:
+            event = self._event(transcript, len(transcript.words), start, is_final=True)
+            self.segment += 1
+            return [event]
+        return [self._event(transcript, 0, start)] if any(shown) else []  # it was nothing
 
-    def _news(self, ms: float) -> list[LiveTranscript]:
-        event = self._event(*self.decoder.read_so_far(), ms)
+    def _news(self, start: float) -> list[LiveTranscript]:
+        event = self._event(*self.decoder.read_so_far(), start)
         if (event.stable, event.tentative) == self._shown:
             return []
         self._shown = (event.stable, event.tentative)
         return [event]
 
     def _event(
-        self, transcript: Transcript, stable: int, ms: float, is_final: bool = False
+        self, transcript: Transcript, stable: int, start: float, is_final: bool = False
     ) -> LiveTranscript:
         values: dict[str, Any] = {f.name: getattr(transcript, f.name) for f in fields(Transcript)}
         words = [word.text for word in transcript.words]
@@ -189,7 +208,7 @@ class Session:
             segment=self.segment,
             is_final=is_final,
             audio_s=self.audio_s,
-            compute_ms=ms,
+            compute_ms=1000 * (time.perf_counter() - start),
         )
 
 
@@ -206,8 +225,8 @@ def feed(
     ----------
     sessions : sequence of Session
         Different ones, made by the same `Wav2Vec2StreamingASR.stream` call or calls alike.
-    packets : sequence of Tensor, ndarray or bytes
-        One for each, of any length, see `Session.feed`.
+    packets : sequence
+        One for each, of any kind and length that `Session.feed` takes.
     sample_rate : int
         Of all packets.
     last : bool
@@ -218,39 +237,46 @@ def feed(
     list of list of LiveTranscript
         What `Session.feed` returns, for each.
     """
+    if len(packets) != len(sessions) or len({id(session) for session in sessions}) < len(sessions):
+        raise ValueError(
+            f"{len(packets)} packets for {len(sessions)} sessions: expected one each, and no "
+            "session twice."
+        )
+    if len({type(session.encoder) for session in sessions}) > 1:
+        raise ValueError(
+            "Sessions that are fed together work in chunks, or all of them in windows."
+        )
+    if not sessions:
+        return []
     with ExitStack() as stack:
         for session in sessions:
             stack.enter_context(session._in_use())
         start = time.perf_counter()
-        wavs = [to_wav(packet) for packet in packets]
-        for session in sessions:
-            session._check_rate(sample_rate)  # all of them, before anything is heard
-        wavs = [s._resample(wav, last) for s, wav in zip(sessions, wavs, strict=True)]
-        encoders = [session.encoder for session in sessions]
-        logits = type(encoders[0]).run(encoders, wavs, last)
-        ms = 1000 * (time.perf_counter() - start)
-        return [s._read(frames, ms, last) for s, frames in zip(sessions, logits, strict=True)]
+        with _all_or_nothing(sessions):
+            wavs = [to_wav(packet) for packet in packets]
+            pairs = zip(sessions, wavs, strict=True)
+            wavs = [session._resample(wav, sample_rate, last) for session, wav in pairs]
+            encoders = [session.encoder for session in sessions]
+            found = type(encoders[0]).run(encoders, wavs, last)
+            pairs = zip(sessions, found, strict=True)
+            ends = [session._endpoints(logits) for session, logits in pairs]
+        done = zip(sessions, found, ends, strict=True)
+        return [session._read(logits, cuts, start, last) for session, logits, cuts in done]
 
 
-def to_wav(packet: Packet) -> Tensor:
-    """Samples of any kind -> (samples,) float32, or `BadAudio`.
-
-    Example
-    -------
-    >>> to_wav(np.array([0, 16384], np.int16)).tolist(), to_wav(b"\\0\\x40").tolist()
-    ([0.0, 0.5], [0.5])
-    """
-    if isinstance(packet, bytes):
-        if len(packet) % 2:
-            raise BadAudio(f"{len(packet)} bytes are no whole number of 16-bit samples.")
-        packet = np.frombuffer(packet, "<i2")
-    wav = torch.from_numpy(packet.copy()) if isinstance(packet, np.ndarray) else packet
-    if wav.dim() != 1 or not (wav.is_floating_point() or wav.dtype == torch.int16):
-        raise BadAudio(
-            f"packet: got {wav.dtype} {tuple(wav.shape)}, expected (samples,) floats about in "
-            "[-1, 1] or 16-bit integers. Average the channels first."
-        )
-    wav = wav.to("cpu", torch.float32) / 32768 if wav.dtype == torch.int16 else wav.float().cpu()
-    if not bool(wav.isfinite().all()):
-        raise BadAudio("packet: holds NaN or infinite samples. It was not heard.")
-    return wav
+@contextmanager
+def _all_or_nothing(sessions: Sequence[Session]) -> Iterator[None]:
+    """With an error in here, nobody has heard anything. States are replaced, never changed."""
+    parts = [
+        part
+        for one in sessions
+        for part in (one, one.encoder, one.endpointer, one._resampler)
+        if part is not None
+    ]
+    before = [dict(vars(part)) for part in parts]
+    try:
+        yield
+    except BaseException:
+        for part, values in zip(parts, before, strict=True):
+            vars(part).update(values)
+        raise
