@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from itertools import islice, repeat
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from speechbrain.inference.ASR import StreamingASR
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 
-from w2v_plugin import ChunkConfig, Wav2Vec2StreamingASR
+from w2v_plugin import ChunkConfig, Wav2Vec2StreamingASR, streaming_asr
 from w2v_plugin.ctc import Wav2Vec2CTC
-from w2v_plugin.errors import NotStreamable
+from w2v_plugin.errors import BadAudio, NotStreamable
 from w2v_plugin.folders import save_asr
-from w2v_plugin.live import BeamDecoder
+from w2v_plugin.live import BeamDecoder, LiveTranscript
 from w2v_plugin.live_encoders import Overlap
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
@@ -81,6 +84,33 @@ def test_transcribe_file_streaming(asr, file) -> None:
     assert "".join(pieces) == " ".join(texts)
 
 
+def test_text_of_many_utterances(asr, monkeypatch) -> None:
+    """A blank between them, wherever chunks end; nothing twice."""
+
+    def event(text: str, segment: int, is_final: bool = False) -> LiveTranscript:
+        return LiveTranscript(text, segment=segment, is_final=is_final)
+
+    heard = iter(
+        [
+            [[event("HE", 0)], []],
+            [[event("HELLO", 0, is_final=True), event("YO", 1)], [event("A", 0, is_final=True)]],
+            [[event("YOU", 1)], [event("B", 1, is_final=True), event("C", 2, is_final=True)]],
+            [[event("YOU TOO", 1, is_final=True)], []],
+        ]
+    )
+    monkeypatch.setattr(streaming_asr, "feed", lambda sessions, wavs, last: next(heard))
+    context = asr.make_streaming_context(CONFIG)
+    texts = [asr.transcribe_chunk(context, torch.zeros(2, 5120)) for _ in range(4)]
+    assert texts == [["HE", ""], ["LLO YO", "A"], ["U", " B C"], [" TOO", ""]]
+
+
+def test_a_vad_is_passed_on(asr) -> None:
+    asked: list[int] = []
+    session = asr.stream(CONFIG, vad=lambda wav: bool(asked.append(len(wav))))
+    session.feed(torch.zeros(5200))
+    assert sum(asked) > 0
+
+
 def test_transcribe_chunk_of_a_batch(asr) -> None:
     """Rows of different lengths, relative lengths as everywhere in SpeechBrain."""
     torch.manual_seed(2)
@@ -93,8 +123,8 @@ def test_transcribe_chunk_of_a_batch(asr) -> None:
         texts = [text + new for text, new in zip(texts, news, strict=True)]
     whole = [wavs[0], wavs[1, : 3 * 5120 + 2560]]
     assert texts == [asr.transcribe_batch(wav[None], chunk=CONFIG)[0][0] for wav in whole]
-    with pytest.raises(ValueError, match="3 rows, but 2"):
-        asr.transcribe_chunk(context, torch.zeros(3, 10))
+    with pytest.raises(RuntimeError, match="This context is finished"):
+        asr.transcribe_chunk(context, torch.zeros(2, 10))
 
 
 def test_encode_chunk(asr) -> None:
@@ -104,13 +134,98 @@ def test_encode_chunk(asr) -> None:
     parts = [asr.encode_chunk(context, x, last=i == 2) for i, x in enumerate(wavs.split(5000, 1))]
     with torch.inference_mode():
         expected = asr.mods["model"](wavs, chunk=CONFIG).logits[0]
+    # float32 sums of other shapes
     assert float((torch.cat([rows[0] for rows in parts]) - expected).abs().max()) < 2e-5
+    with pytest.raises(RuntimeError, match="This context is finished"):
+        asr.encode_chunk(context, wavs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "make_streaming_context",
+        "get_chunk_size_frames",
+        "encode_chunk",
+        "transcribe_chunk",
+        "transcribe_file_streaming",
+        "transcribe_file",
+    ],
+)
+def test_calls_are_those_of_speechbrain(name: str) -> None:
+    """Its parameters come first, with their names; what it does not have is optional."""
+    theirs = [
+        p for p in inspect.signature(getattr(StreamingASR, name)).parameters.values() if p.kind < 4
+    ]
+    ours = [*inspect.signature(getattr(Wav2Vec2StreamingASR, name)).parameters.values()]
+    assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
+    assert all(p.default is not p.empty for p in ours[len(theirs) :])
+
+
+def test_transcribe_file_as_speechbrain_does(asr, file) -> None:
+    config = DynChunkTrainConfig(16, 2)
+    pieces = asr.transcribe_file_streaming(file, dynchunktrain_config=config)
+    assert asr.transcribe_file(file, config, use_torchaudio_streaming=False) == "".join(pieces)
+    assert asr.transcribe_file(file) == super(Wav2Vec2StreamingASR, asr).transcribe_file(file)
+    with pytest.raises(ValueError, match="exclude each other"):
+        asr.transcribe_file(file, config, chunk=CONFIG)
+
+
+def test_a_file_is_read_as_its_text_is_asked_for(asr, monkeypatch) -> None:
+    """Text comes from a file that never ends."""
+    monkeypatch.setattr(streaming_asr, "read_blocks", lambda path: repeat(torch.zeros(16_000)))
+    assert len(list(islice(asr.transcribe_file_streaming("radio", CONFIG), 9))) == 9
+
+
+@pytest.mark.parametrize("method", ["encode_chunk", "transcribe_chunk"])
+@pytest.mark.parametrize(
+    ("chunk", "chunk_len", "said"),
+    [
+        (torch.zeros(100), None, r"got \(100,\), expected \(batch, samples\)"),
+        (torch.zeros(0, 100), None, r"got \(0, 100\), expected \(batch, samples\)"),
+        (torch.zeros(2, 100), torch.ones(1), "expected a relative length"),
+        (torch.zeros(2, 100), torch.tensor([1.0, 50.0]), "expected a relative length"),
+        (torch.zeros(2, 100), torch.tensor([1.0, float("nan")]), "expected a relative length"),
+        (torch.full((2, 100), float("nan")), None, "NaN or infinite"),
+        (torch.zeros(2, 100, dtype=torch.int64), None, "16-bit integers"),
+        (torch.zeros(3, 100), None, "3 rows, but 2"),
+    ],
+)
+def test_bad_chunks_are_not_heard(method, chunk, chunk_len, said, asr) -> None:
+    """The streams go on as if they had not been."""
+    torch.manual_seed(4)
+    wavs = 0.1 * torch.randn(2, 12_000)
+    results = []
+    for bad in (False, True):
+        context = asr.make_streaming_context(CONFIG)
+        parts = [getattr(asr, method)(context, wavs[:, :6000])]
+        if bad:
+            with pytest.raises(ValueError, match=said):  # BadAudio is one
+                getattr(asr, method)(context, chunk, chunk_len)
+        parts.append(getattr(asr, method)(context, wavs[:, 6000:], last=True))
+        results.append([part[row] for part in parts for row in (0, 1)])
+    for good, after in zip(*results, strict=True):
+        assert good == after if isinstance(good, str) else torch.equal(good, after)
+
+
+def test_a_bad_first_chunk_decides_nothing(asr) -> None:
+    """Neither about the rows nor about the end."""
+    context = asr.make_streaming_context(CONFIG)
+    with pytest.raises(BadAudio):
+        asr.transcribe_chunk(context, torch.zeros(5120), last=True)
+    assert asr.transcribe_chunk(context, torch.zeros(2, 5120)) == ["", ""]
+
+
+def test_what_is_no_configuration(asr) -> None:
+    with pytest.raises(TypeError, match="got 32, expected a ChunkConfig"):
+        asr.make_streaming_context(32)
 
 
 def test_models_that_need_both_sides(published, file) -> None:
     """Refused in chunks, with a remedy that works."""
     with pytest.raises(NotStreamable, match="overlap"):
         published.stream()
+    with pytest.raises(NotStreamable, match="overlap"):
+        published.make_streaming_context(CONFIG)
     session = published.stream(overlap="half", rules=None)
     events = session.feed(torch.from_numpy(soundfile.read(file, dtype="float32")[0]))
     assert session.encoder.latency_ms == 1505

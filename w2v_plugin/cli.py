@@ -154,13 +154,15 @@ def _add_stream(added: Any) -> None:
     seven.add_argument(
         "source",
         metavar="SOURCE",
-        help="audio file; mic: the microphone; -: 16-bit mono PCM on stdin, without a header",
+        help="audio file (wav, flac, ogg, opus, mp3; any rate and length); mic: the microphone; "
+        "-: 16-bit little-endian mono PCM on stdin, without a header",
     )
     seven.add_argument(
         "--chunk-ms",
         type=_chunk_ms,
         metavar="N",
-        help="wait for N ms of audio at a time: 320, 480, 640 (default), 960, …",
+        help="wait for N ms of audio at a time: any multiple of 20, best 320, 480, 640 (default) "
+        "or 960",
     )
     seven.add_argument(
         "--left-s",
@@ -177,9 +179,9 @@ def _add_stream(added: Any) -> None:
         help="seconds of silence after a word that end an utterance (default: 1.0)",
     )
     seven.add_argument("--real-time", action="store_true", help="play a file as it was spoken")
-    seven.add_argument("--json", action="store_true", help="every event as a line of JSON")
+    seven.add_argument("--json", action="store_true", help="every event as a line, see below")
     seven.add_argument(
-        "--rate", type=_count, default=16_000, metavar="HZ", help="of stdin (default: 16000)"
+        "--rate", type=_rate, metavar="HZ", help="samples per second of stdin (default: 16000)"
     )
     _add_search(seven)
     _add_where(seven)
@@ -215,7 +217,7 @@ def _add_search(command: argparse.ArgumentParser) -> None:
         "beam search", "Any of these asks for it; otherwise decoding is greedy, which is faster."
     )
     group.add_argument("--beam", type=_count, metavar="N", help="hypotheses to keep (default: 50)")
-    group.add_argument("--n-best", type=_count, metavar="N", help="alternatives: see --format json")
+    group.add_argument("--n-best", type=_count, metavar="N", help="alternatives, in JSON output")
     group.add_argument(
         "--lm", type=Path, metavar="FILE", help="words' n-grams: ARPA (.gz), or KenLM's binary"
     )
@@ -367,6 +369,12 @@ def _left_s(text: str) -> float:
     number = math.inf if text == "all" else _number(float, text, "seconds, or all")
     if not number >= 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or more, or all")
+    return number
+
+
+def _rate(text: str) -> int:
+    if (number := _number(int, text, "samples per second")) < 1000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1000 or more samples per second")
     return number
 
 

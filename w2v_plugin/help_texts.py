@@ -99,13 +99,21 @@ examples:
 
 On a terminal the text grows on one line, what may still change in gray; a finished utterance is a
 line. Into a pipe or file go finished utterances only, or with --json every event as a line:
-segment, text = stable + tentative, is_final, words with times, confidence, and two clocks: audio_s,
-how much of the stream the text is based on, and wall_s, seconds since the start of the command;
-compute_ms is what the last packet took.
+  segment      number of the utterance; its text begins anew
+  is_final     whether the utterance is over
+  text         stable + tentative: what will not change any more, and what still may
+  words        text, start and end in seconds of the stream, confidence; score and alternatives as
+               in w2v transcribe --format json
+  audio_s      clock of the audio: seconds of the stream that the text is based on
+  wall_s       clock of the wall: seconds since listening began, after the model was loaded
+  compute_ms   from the arrival of the packet to this event
+
+Ctrl-C ends after the last words; exit status 0 for the microphone, else 130. A file that breaks off
+or a wrong call is 2, also after the last words. At the end, stderr tells how fast it was.
 
 A chunk is heard to its end before its text appears: with 640 ms a sound waits 645 ms at most, 325
-on average, and then for the computing, which is reported at the end. Models that were not trained
-for chunks, and those that cannot work in chunks, as most published ones, take --overlap: windows
-that see both sides, at a multiple of the computing. half: 2.0 times, a sound waits 1505 ms at most;
-accurate: 7.8 times, 965 ms; fast: 8.3 times, 645 ms.
+on average, and then for the computing. Models that were not trained for chunks, and those that
+cannot work in chunks, as most published ones, take --overlap: windows that see both sides, at a
+multiple of the computing. half: 2.0 times, a sound waits 1505 ms at most; accurate: 7.8 times,
+965 ms; fast: 8.3 times, 645 ms.
 """

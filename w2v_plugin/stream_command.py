@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import queue
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from tqdm.utils import disp_len
 
 from w2v_plugin.commands import open_interface, refused, search_options
 from w2v_plugin.inputs import CannotStart
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from w2v_plugin.sessions import Session
 
 PACKET_MS = 100  # of real time
+STDIN_RATE = 16_000
+FILES = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3")  # what they begin with
 GRAY, PLAIN, CLEAR = "\033[90m", "\033[0m", "\r\033[K"
 
 Packets = Iterator[tuple[Any, int]]  # samples, and their rate
@@ -30,9 +37,7 @@ Packets = Iterator[tuple[Any, int]]  # samples, and their rate
 
 def stream(arguments: argparse.Namespace) -> int:
     """`w2v stream`."""
-    from_file = arguments.source not in ("-", "mic")
-    if arguments.real_time and not from_file:
-        raise CannotStart("--real-time is for files: stdin and microphone are as fast as they are.")
+    _check(arguments)
     options = search_options(arguments)
     asr = open_interface("Wav2Vec2StreamingASR", arguments)
     with refused("cannot stream"):
@@ -46,13 +51,31 @@ def stream(arguments: argparse.Namespace) -> int:
     try:
         with refused("cannot listen", (BadAudio,)):
             for packet, rate in _packets(arguments, clock):
-                show(clock.feed(packet, rate), clock)
+                with _undivided():
+                    show(clock.feed(packet, rate), clock)
     except KeyboardInterrupt:
         if arguments.source != "mic":  # whose only end it is
             raise
-    show(clock.finish(), clock)
+    finally:  # the last words, also of what was broken off
+        with _undivided():
+            show(clock.finish(), clock)
     print(f"w2v: {clock}", file=sys.stderr)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before a model is loaded."""
+    source, ms, left_s = arguments.source, arguments.chunk_ms, arguments.left_s
+    if arguments.overlap is not None and (ms is not None or left_s is not None):
+        raise CannotStart("--overlap has windows of its own: leave out --chunk-ms, --left-s.")
+    if arguments.real_time and source in ("-", "mic"):
+        raise CannotStart("--real-time is for files: stdin and microphone are as fast as they are.")
+    if arguments.rate is not None and source != "-":
+        raise CannotStart("--rate is for stdin: files and microphones know theirs.")
+    if source == "mic":
+        _sounddevice()
+    elif source != "-" and not os.path.isfile(source):
+        raise CannotStart(f"{source}: no such file. Expected a file, - for stdin, or mic.")
 
 
 def _how(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -61,8 +84,6 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
 
     how: dict[str, Any] = {"rules": replace(DEFAULT_RULES, after_word_s=arguments.silence_s)}
     if arguments.overlap is not None:
-        if arguments.chunk_ms is not None or arguments.left_s is not None:
-            raise CannotStart("--overlap has windows of its own: leave out --chunk-ms, --left-s.")
         return how | {"overlap": arguments.overlap}
     chunk = DEFAULT_CHUNK
     if arguments.chunk_ms is not None:
@@ -71,6 +92,25 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
         left = None if math.isinf(arguments.left_s) else round(arguments.left_s * 50)
         chunk = replace(chunk, left=left)
     return how | {"chunk": chunk}
+
+
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """Ctrl-C waits for the end: half a packet would leave a session in between. Twice does not."""
+    pressed: list[int] = []
+
+    def wait(number: int, frame: Any) -> None:
+        if pressed:
+            signal.default_int_handler(number, frame)
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
 
 
 class Clock:
@@ -109,7 +149,8 @@ class Clock:
 
     def __str__(self) -> str:
         took = sorted(self.took) or [0.0]
-        worst, factor = self.session.encoder.latency_ms, self.compute_s / max(self.audio_s, 1e-9)
+        worst = self.session.encoder.latency_ms
+        factor = self.compute_s / self.audio_s if self.audio_s else 0.0
         return (
             f"{self.audio_s:.1f} s audio, computed in {factor:.3f} of real time; a sound waits "
             f"{worst:.0f} ms at most, then {_at(took, 0.5):.0f} ms (median), "
@@ -128,7 +169,7 @@ def _packets(arguments: argparse.Namespace, clock: Clock) -> Packets:
     if arguments.source == "mic":
         return _from_microphone()
     if arguments.source == "-":
-        return _from_stdin(arguments.rate)
+        return _from_stdin(arguments.rate or STDIN_RATE)
     return _from_file(arguments, clock)
 
 
@@ -147,21 +188,26 @@ def _from_file(arguments: argparse.Namespace, clock: Clock) -> Packets:
 
 
 def _from_stdin(rate: int) -> Packets:
-    size, rest = rate * PACKET_MS // 1000 * 2, b""
-    while data := sys.stdin.buffer.read1(size):  # type: ignore[union-attr]
-        if not rest and data.startswith(b"RIFF"):
-            raise CannotStart(
-                "-: this looks like a wav file. Give its name, or samples without a header: "
-                "ffmpeg -i FILE -f s16le -ac 1 -ar 16000 - | w2v stream - …"
-            )
-        data = rest + data
+    """16-bit samples; half of one waits for its other half."""
+    data = sys.stdin.buffer.read(4)
+    if not data:
+        raise CannotStart("-: no audio came. Does the command before the pipe work?")
+    if data.startswith(FILES):
+        raise CannotStart(
+            "-: this is a file with a header. Give its name, or samples without one: "
+            "ffmpeg -i FILE -f s16le -ac 1 -ar 16000 - | w2v stream - …"
+        )
+    while True:
         whole = len(data) // 2 * 2
-        rest = data[whole:]
-        yield data[:whole], rate
+        if whole:
+            yield data[:whole], rate
+        more = sys.stdin.buffer.read1(rate * PACKET_MS // 1000 * 2)  # type: ignore[union-attr]
+        if not more:
+            return
+        data = data[whole:] + more
 
 
-def _from_microphone() -> Packets:
-    """Until Ctrl-C."""
+def _sounddevice() -> Any:
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: without its PortAudio library
@@ -169,6 +215,12 @@ def _from_microphone() -> Packets:
             f'the microphone needs sounddevice and PortAudio: pip install "w2v_plugin[mic]" '
             f"({error})"
         ) from error
+    return sounddevice
+
+
+def _from_microphone() -> Packets:
+    """Until Ctrl-C."""
+    sounddevice = _sounddevice()
     heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     try:
         device = sounddevice.query_devices(kind="input")
@@ -222,7 +274,16 @@ def _show_on_terminal(events: list[LiveTranscript], clock: Clock) -> None:
         if event.is_final:
             say(f"{CLEAR}{event.text}\n")
             continue
-        room = shutil.get_terminal_size().columns - 1
-        shown = event.text[-room:]  # the end of it, if the line is too short
+        shown = _fitting(event.text, shutil.get_terminal_size().columns - 1)
         stable = shown[: max(len(shown) - len(event.tentative), 0)]
         say(f"{CLEAR}{stable}{GRAY}{shown[len(stable) :]}{PLAIN}")
+    if clock.session.finished:
+        say(CLEAR)  # beam search may have taken back all that the line says
+
+
+def _fitting(text: str, columns: int) -> str:
+    """The end of a text, as much as a line holds: wide characters take two columns."""
+    text = text[-max(columns, 1) :]
+    while disp_len(text) > columns and len(text) > 1:
+        text = text[1:]
+    return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
@@ -13,11 +13,13 @@ from torch import Tensor
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.audio import read_blocks
 from w2v_plugin.endpoint import EndpointRules
+from w2v_plugin.errors import BadAudio
 from w2v_plugin.frames import HOP, absolute_lengths
 from w2v_plugin.interfaces import Wav2Vec2ASR
 from w2v_plugin.live import BeamDecoder, GreedyDecoder
 from w2v_plugin.live_encoders import OVERLAPS, ChunkEncoder, LiveEncoder, Overlap, OverlapEncoder
 from w2v_plugin.loading import PathLike
+from w2v_plugin.packets import to_wav
 from w2v_plugin.sessions import VAD, Session, feed
 
 DEFAULT_CHUNK = ChunkConfig(chunk=32, left=256)  # 640 ms, 5.12 s
@@ -27,11 +29,24 @@ AnyChunk: TypeAlias = ChunkConfig | DynChunkTrainConfig
 
 @dataclass
 class StreamingContext:
-    """What SpeechBrain's streaming methods pass from call to call: a session for each row."""
+    """What SpeechBrain's streaming methods pass from call to call, and change.
+
+    Parameters
+    ----------
+    config : ChunkConfig
+        What a frame sees.
+    sessions : list of Session
+        One for each row of the batch, made at the first chunk.
+    shown : list of str
+        Of each row, the text of the utterance that goes on.
+    finished : bool
+        Whether there was a last chunk.
+    """
 
     config: ChunkConfig
     sessions: list[Session] = field(default_factory=list)
-    shown: list[str] = field(default_factory=list)  # of the utterance that goes on
+    shown: list[str] = field(default_factory=list)
+    finished: bool = False
 
 
 class Wav2Vec2StreamingASR(Wav2Vec2ASR):
@@ -58,6 +73,14 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
     >>> events += session.finish()
     >>> [event.is_final for event in events][-1:] in ([], [True])
     True
+
+    With SpeechBrain's names, a batch at a time; texts are joined:
+
+    >>> config = DynChunkTrainConfig(16, 4)
+    >>> context, texts = asr.make_streaming_context(config), ["", ""]
+    >>> for chunk in torch.randn(2, 16000).split(asr.get_chunk_size_frames(config), dim=1):
+    ...     texts = [a + b for a, b in zip(texts, asr.transcribe_chunk(context, chunk))]
+    >>> rest = asr.transcribe_chunk(context, torch.zeros(2, 0), last=True)
     """
 
     def stream(
@@ -80,7 +103,8 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
         rules : EndpointRules or None
             When an utterance is over; None: at `finish` only.
         vad : callable, optional
-            Waveform (samples,) at 16 kHz -> bool. Where it hears speech, `rules` hear no silence.
+            Waveform (samples,) at 16 kHz -> probability of speech, see `Session`. Where it hears
+            speech, `rules` hear no silence.
 
         Returns
         -------
@@ -110,13 +134,20 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
 
     # --- SpeechBrain's names -------------------------------------------------------------------
 
-    def get_chunk_size_frames(self, config: AnyChunk) -> int:
-        """Samples of a chunk, as SpeechBrain's `StreamingASR` counts them."""
-        return to_chunk(config).chunk * HOP
+    def get_chunk_size_frames(self, dynchunktrain_config: AnyChunk) -> int:
+        """Samples of a chunk: what SpeechBrain's `StreamingASR` calls frames here."""
+        return to_chunk(dynchunktrain_config).chunk * HOP
 
-    def make_streaming_context(self, config: AnyChunk) -> StreamingContext:
-        """What `encode_chunk` and `transcribe_chunk` take and change."""
-        return StreamingContext(to_chunk(config))
+    def make_streaming_context(self, dynchunktrain_config: AnyChunk) -> StreamingContext:
+        """A blank context: for `encode_chunk` or for `transcribe_chunk`, not for both in turn.
+
+        Raises
+        ------
+        NotStreamable
+            The model cannot work in chunks; `stream` takes overlapping windows.
+        """
+        self.mods["model"].wav2vec2.check_streamable()
+        return StreamingContext(to_chunk(dynchunktrain_config))
 
     def encode_chunk(
         self,
@@ -126,9 +157,23 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
         *,
         last: bool = False,
     ) -> list[Tensor]:
-        """Logits (frames, vocab) of each row of (batch, samples); `chunk_len` is relative."""
-        encoders = [session.encoder for session in self._sessions(context, len(chunk))]
-        return ChunkEncoder.run(encoders, _unpad(chunk, chunk_len), last)  # type: ignore[arg-type]
+        """Logits of a batch of chunks.
+
+        Parameters
+        ----------
+        context, chunk, chunk_len, last
+            As in `transcribe_chunk`.
+
+        Returns
+        -------
+        list of Tensor
+            (frames, vocab) of each row, on the CPU: those of the chunks that became complete.
+        """
+        wavs = [to_wav(row) for row in _rows(chunk, chunk_len)]
+        encoders = [session.encoder for session in self._sessions(context, len(wavs))]
+        logits = ChunkEncoder.run(encoders, wavs, last)  # type: ignore[arg-type]
+        context.finished = last
+        return logits
 
     def transcribe_chunk(
         self,
@@ -138,7 +183,7 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
         *,
         last: bool = False,
     ) -> list[str]:
-        """What each row of (batch, samples) adds to its text; joined, they are the text.
+        """What each row of a batch of chunks adds to its text; joined, they are the text.
 
         Parameters
         ----------
@@ -148,13 +193,29 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
             (batch, samples) at 16 kHz, of any length: SpeechBrain asks for
             `get_chunk_size_frames`, this does not.
         chunk_len : Tensor, optional
-            (batch,) relative lengths.
+            (batch,) relative lengths in [0, 1]; 0 for a stream that is over already.
         last : bool
             The streams end here. SpeechBrain has no such thing and asks for silence at the end.
+
+        Raises
+        ------
+        BadAudio
+            Not (batch, samples), no relative lengths, NaN: nothing of the chunk was heard.
+        ValueError
+            Another number of rows than before, or beam search.
+        RuntimeError
+            The chunk before was the last one.
         """
-        sessions = self._sessions(context, len(chunk))
+        if self.search is not None:
+            raise ValueError(
+                "SpeechBrain's streaming methods add text and take none back, which beam search "
+                "does. Use stream(), or greedy decoding."
+            )
+        rows = _rows(chunk, chunk_len)
+        heard = feed(self._sessions(context, len(rows)), rows, last=last)
+        context.finished = last
         texts = []
-        for i, events in enumerate(feed(sessions, _unpad(chunk, chunk_len), last=last)):
+        for i, events in enumerate(heard):
             text = ""
             for event in events:
                 gap = " " if event.segment and not context.shown[i] else ""
@@ -164,22 +225,63 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
         return texts
 
     def transcribe_file_streaming(
-        self, path: PathLike, config: AnyChunk, **_: Any
+        self,
+        path: PathLike,
+        dynchunktrain_config: AnyChunk,
+        use_torchaudio_streaming: bool = True,
     ) -> Iterator[str]:
-        """Text of a file, chunk by chunk; joined, it is the text. Reads as it goes."""
-        context, size = self.make_streaming_context(config), self.get_chunk_size_frames(config)
+        """Text of a file, chunk by chunk; joined, it is the text.
+
+        Parameters
+        ----------
+        path : str or Path
+            See `read_audio`, which also raises the errors. It is read as the text is asked for.
+        dynchunktrain_config : ChunkConfig or DynChunkTrainConfig
+            What a frame sees.
+        use_torchaudio_streaming : bool
+            Without effect: no file is read whole.
+
+        Yields
+        ------
+        str
+            What a chunk adds, often nothing.
+        """
+        context = self.make_streaming_context(dynchunktrain_config)
+        size = self.get_chunk_size_frames(dynchunktrain_config)
         for block in filter(len, read_blocks(path)):
             for packet in block.split(size):
                 yield self.transcribe_chunk(context, packet[None])[0]
         yield self.transcribe_chunk(context, torch.zeros(1, 0), last=True)[0]
 
+    def transcribe_file(
+        self,
+        path: PathLike,
+        dynchunktrain_config: AnyChunk | None = None,
+        use_torchaudio_streaming: bool = True,
+        *,
+        chunk: ChunkConfig | None = None,
+    ) -> str:
+        """Text of one audio file: with a configuration as it is streamed, without one at once.
+
+        Parameters
+        ----------
+        path, dynchunktrain_config, use_torchaudio_streaming
+            See `transcribe_file_streaming`; None hears the whole file, as `Wav2Vec2ASR` does.
+        chunk : ChunkConfig, optional
+            See `Wav2Vec2ASR.transcribe_file`.
+        """
+        if dynchunktrain_config is None:
+            return super().transcribe_file(path, chunk=chunk)
+        if chunk is not None:
+            raise ValueError("dynchunktrain_config and chunk exclude each other: give one of them.")
+        return "".join(self.transcribe_file_streaming(path, dynchunktrain_config))
+
     def _sessions(self, context: StreamingContext, batch: int) -> list[Session]:
+        if context.finished:
+            raise RuntimeError(
+                "This context is finished. Make a new one: asr.make_streaming_context(...)."
+            )
         if not context.sessions:
-            if self.search is not None:
-                raise ValueError(
-                    "SpeechBrain's streaming methods add text and take none back, which beam "
-                    "search does. Use stream(), or greedy decoding."
-                )
             context.sessions = [self.stream(context.config) for _ in range(batch)]
             context.shown = [""] * batch
         if len(context.sessions) != batch:
@@ -191,6 +293,8 @@ def to_chunk(config: AnyChunk) -> ChunkConfig:
     """`ChunkConfig`, also from SpeechBrain's, which counts left context in chunks."""
     if isinstance(config, ChunkConfig):
         return config
+    if not isinstance(config, DynChunkTrainConfig):
+        raise TypeError(f"got {config!r}, expected a ChunkConfig or SpeechBrain's of chunks.")
     left = config.left_context_size
     return ChunkConfig(config.chunk_size, None if left is None else left * config.chunk_size)
 
@@ -204,8 +308,16 @@ def to_overlap(overlap: str | Overlap) -> Overlap:
     return OVERLAPS[overlap]
 
 
-def _unpad(wavs: Tensor, wav_lens: Tensor | None) -> list[Tensor]:
+def _rows(wavs: Tensor, wav_lens: Tensor | None) -> list[Tensor]:
+    """Waveforms (samples,) of a padded batch; there may be nothing of a row."""
+    if wavs.dim() != 2 or not len(wavs):
+        raise BadAudio(f"chunk: got {tuple(wavs.shape)}, expected (batch, samples).")
     if wav_lens is None:
         return list(wavs)
+    if wav_lens.shape != wavs.shape[:1] or not bool(((wav_lens >= 0) & (wav_lens <= 1)).all()):
+        raise BadAudio(
+            f"chunk_len: got {wav_lens.tolist()}, expected a relative length in [0, 1] for each of "
+            f"{len(wavs)} rows."
+        )
     lengths = absolute_lengths(wav_lens, wavs.shape[1]).tolist()
     return [wav[:length] for wav, length in zip(wavs, lengths, strict=True)]
