@@ -5,10 +5,10 @@ hears nearly what the model heard, but was never trained for chunks. Three comma
 recognizer of a published checkpoint:
 
     python recipes/make_streamable.py facebook/wav2vec2-base runs/streamable --audio train.csv
-    python recipes/pretrain.py hparams/pretrain/base_streaming.yaml --start_from runs/streamable \\
+    python recipes/pretrain.py hparams/pretrain/streaming_base.yaml --start_from runs/streamable \\
         --train_csv train.csv --valid_csv dev.csv
     python recipes/finetune_ctc.py hparams/ctc/streaming_base.yaml --extractor_norm none \\
-        --pretrained runs/pretrain_base_streaming/model --train_csv labelled.csv --valid_csv dev.csv
+        --pretrained runs/pretrain_streaming_base/model --train_csv labelled.csv --valid_csv dev.csv
 
 Heads stay: the quantizer of a pretrained model, so that continued pretraining goes on with its
 codes; the CTC head and vocabulary of a fine-tuned one, which can be fine-tuned again at once.

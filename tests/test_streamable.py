@@ -17,6 +17,7 @@ from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import BadAudio, CheckpointMismatch, NotStreamable
 from w2v_plugin.folders import save_asr, save_pretrained
 from w2v_plugin.hf_export import export_hf
+from w2v_plugin.inputs import CannotStart
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer
@@ -141,3 +142,42 @@ def test_a_pretrained_model_keeps_its_codes(audio: str, tmp_path: Path, capsys) 
     assert torch.equal(found.quantizer.codebook, model.quantizer.codebook)
     found.wav2vec2.check_streamable()
     assert "there was no more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["base", "large"])
+def test_a_model_of_transformers(family: str, audio: str, tmp_path: Path) -> None:
+    """With its vocabulary. What is written streams as it is."""
+    model = Wav2Vec2CTC(make(family), vocab_size=32).eval()
+    export_hf(model, tmp_path / "hf", CharVocabulary())
+    make_streamable.main([str(tmp_path / "hf"), str(tmp_path / "new"), "--audio", audio])
+    found, vocabulary = open_any(tmp_path / "new")
+    assert vocabulary is not None and vocabulary.letters == CharVocabulary().letters
+    wav, chunk = speech(1, 9)[None], ChunkConfig(8, 16)
+    out, _ = found.eval().step(wav, found.init_state(), chunk, last=True)
+    with torch.no_grad():
+        expected = found(wav, chunk=chunk).logits
+    assert float((out.logits - expected).abs().max()) < 1e-5
+
+
+def test_a_folder_is_not_overwritten(audio: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotStart, match=r"exists\. Choose another folder"):
+        make_streamable.main([str(tmp_path / "model"), str(tmp_path), "--audio", audio])
+
+
+def test_audio_to_fit_to_and_other_audio_to_compare(audio: str) -> None:
+    """Four files of 2 s: no more of each than asked for, and none twice."""
+    fit, compare = make_streamable.read_some([audio], 1.0)
+    assert [len(wav) for wav in (*fit, *compare)] == [16_000, 16_000]
+    assert not torch.equal(fit[0], compare[0])
+    fit, compare = make_streamable.read_some([audio], 3.0)
+    assert [len(fit), len(compare)] == [2, 2]
+    fit, compare = make_streamable.read_some([audio], 30.0)
+    assert [len(fit), len(compare)] == [4, 0]
+
+
+def test_clicks_count_for_nothing() -> None:
+    """Pieces that are shorter than the first convolution have no statistics."""
+    wavs = [speech(1, 0)]
+    one, other = to_streamable(make(), wavs), to_streamable(make(), [*wavs, torch.zeros(9)])
+    weights = [copy.extractor.layers[0].conv.weight for copy in (one, other)]
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=0)  # 9 samples of 16 000 in the loudness

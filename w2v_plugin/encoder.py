@@ -236,7 +236,7 @@ class ContextEncoder(nn.Module):
         return x, tuple(hidden) if output_hidden_states else None
 
     def step(self, x: Tensor, past: Tensor, memories: Sequence[Memory]) -> Tensor:
-        """As `forward`, of the next chunk of streams, without dropout.
+        """As `forward` in evaluation mode, of the next chunk of streams.
 
         Parameters
         ----------

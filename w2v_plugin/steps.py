@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.encoder import ContextEncoder
-from w2v_plugin.errors import NotStreamable
+from w2v_plugin.errors import CheckpointMismatch, NotStreamable
 from w2v_plugin.features import ConvExtractor, FeatureProjection
 from w2v_plugin.frames import frame_lengths, receptive_field, valid_frames
 from w2v_plugin.model_output import Wav2Vec2Output
@@ -90,8 +91,8 @@ class Streamable(nn.Module):
         """Go on with streams: packets of any size in, the frames of all chunks that are whole out.
 
         Together, the outputs are what `forward` with the same `chunk` gives for the whole
-        waveform. Chunks are worked on one by one, so a long packet needs no more memory than a
-        short one, and streams of any age go together.
+        waveform, in evaluation mode. Chunks are worked on one by one, so a long packet needs no
+        more memory than a short one, and streams of any age go together.
 
         Parameters
         ----------
@@ -117,6 +118,10 @@ class Streamable(nn.Module):
         ------
         NotStreamable
             The model needs whole utterances.
+        ValueError
+            No floats (streams, samples), or not as many streams as the state has.
+        CheckpointMismatch
+            The state is of another model.
 
         Example
         -------
@@ -137,28 +142,50 @@ class Streamable(nn.Module):
         """
         self.check_streamable()
         ends = [last] * len(state) if isinstance(last, bool) else list(last)
-        lengths = [wavs.shape[1]] * len(state) if lengths is None else list(lengths)
-        if not len(wavs) == len(ends) == len(lengths) == len(state):
-            raise ValueError(
-                f"{len(wavs)} rows of wavs, {len(ends)} of last, {len(lengths)} lengths for a "
-                f"state of {len(state)} streams: expected one each."
-            )
-        state = state.hear(wavs, lengths)
+        sizes = [wavs.shape[-1]] * len(state) if lengths is None else [int(n) for n in lengths]
+        self._check_packet(wavs, state, ends, sizes)
+        state = state.hear(wavs, sizes)
         frames: list[list[Tensor]] = [[] for _ in ends]
-        while any(counts := self._frames_ready(state, chunk.chunk, ends)):
-            rows = [i for i, count in enumerate(counts) if count]
-            alone = state if len(rows) == len(state) else state.select(rows)
-            counts = [counts[i] for i in rows]
-            context, alone = self._chunk(alone, counts, chunk.left)
-            for i, row, count in zip(rows, context, counts, strict=True):
-                frames[i].append(row[:count])
-            state = alone if len(rows) == len(state) else _put(state, rows, alone)
+        rows, finished = list(range(len(ends))), []
+        while rows:
+            counts = self._frames_ready(state, chunk.chunk, [ends[row] for row in rows])
+            if not all(counts):  # some have no whole chunk any more
+                done = [i for i, count in enumerate(counts) if not count]
+                going = [i for i, count in enumerate(counts) if count]
+                finished.append(([rows[i] for i in done], state.select(done)))
+                rows, state = [rows[i] for i in going], state.select(going)
+                continue
+            context, state = self._chunk(state, counts, chunk.left)
+            for row, x, count in zip(rows, context, counts, strict=True):
+                frames[row].append(x[:count])
+        state = _together(finished)
         if any(ends):
             state = state.reset([i for i, end in enumerate(ends) if end])
+        state = replace(state, wavs=state.wavs.clone())  # no view that keeps a long packet
         nothing = self.mask_embedding.new_zeros(0, self.config["dim"])
         outputs = [torch.cat([nothing, *row]) for row in frames]
         lengths_out = torch.tensor([len(row) for row in outputs], device=nothing.device)
         return Wav2Vec2Output(pad_sequence(outputs, batch_first=True), lengths_out), state
+
+    def _check_packet(
+        self, wavs: Tensor, state: EncoderState, ends: Sequence[bool], sizes: Sequence[int]
+    ) -> None:
+        if wavs.dim() != 2 or not wavs.is_floating_point():
+            raise ValueError(
+                f"wavs {tuple(wavs.shape)} of {wavs.dtype}: expected (streams, samples) of floats."
+            )
+        if not len(wavs) == len(ends) == len(sizes) == len(state):
+            raise ValueError(
+                f"{len(wavs)} rows of wavs, {len(ends)} of last, {len(sizes)} lengths for a "
+                f"state of {len(state)} streams: expected one each."
+            )
+        if any(not 0 <= n <= wavs.shape[1] for n in sizes):
+            raise ValueError(f"lengths={list(sizes)}: expected 0 to {wavs.shape[1]}, as in wavs.")
+        if state.form != (expected := self.init_state().form):
+            raise CheckpointMismatch(
+                f"This state is of a model with {state.form}; this one has {expected}. Begin with "
+                "its own init_state(); to another device, a state goes by state.to(device)."
+            )
 
     def frames_known(self, state: EncoderState) -> list[int]:
         """Frames of each stream whose samples were heard, but which were not given out."""
@@ -186,9 +213,8 @@ class Streamable(nn.Module):
         return context, state.advance(frames * hop, x, memories, left)
 
 
-def _put(state: EncoderState, rows: Sequence[int], new: EncoderState) -> EncoderState:
-    """`state` with other streams in `rows`."""
-    others = [i for i in range(len(state)) if i not in rows]
-    order = [*rows, *others]
-    both = EncoderState.stack([new, state.select(others)])
-    return both.select([order.index(i) for i in range(len(state))])
+def _together(parts: Sequence[tuple[Sequence[int], EncoderState]]) -> EncoderState:
+    """One state again, from parts and their rows in it."""
+    order = [row for rows, _ in parts for row in rows]
+    state = EncoderState.stack([part for _, part in parts])
+    return state.select([order.index(row) for row in range(len(order))])

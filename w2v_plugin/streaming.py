@@ -17,6 +17,7 @@ table of positions ends, and with a limited `left` the state of an hour is that 
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from w2v_plugin.attention import Memory
+from w2v_plugin.errors import CheckpointMismatch
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,16 @@ class EncoderState:
         tensors = (self.wavs, self.past, *self.keys, *self.values)
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
+    @property
+    def form(self) -> str:
+        """What two states must share to be of one model."""
+        heads, d = self.keys[0].shape[1], self.keys[0].shape[3]
+        dtype = str(self.past.dtype).removeprefix("torch.")
+        return (
+            f"{len(self.keys)} layers of {heads} heads of {d}, {self.past.shape[1]} frames before, "
+            f"{dtype} on {self.past.device}"
+        )
+
     def to(self, *args: Any, **kwargs: Any) -> EncoderState:
         """On another device, as `Tensor.to`."""
         return replace(
@@ -95,24 +107,40 @@ class EncoderState:
 
     def select(self, streams: Sequence[int]) -> EncoderState:
         """Some of the streams, in this order, without padding that only others needed."""
+        self._check_numbers(streams)
         samples, kept, frames = (
             tuple(numbers[i] for i in streams) for numbers in (self.samples, self.kept, self.frames)
         )
         index = torch.tensor(streams, dtype=torch.long, device=self.wavs.device)
-        begin = self.keys[0].shape[2] - max(kept)
+        all_of_them = list(streams) == list(range(len(self)))
+
+        def pick(x: Tensor) -> Tensor:
+            return x if all_of_them else x.index_select(0, index)
+
+        begin = self.keys[0].shape[2] - max(kept, default=0)
         return EncoderState(
-            self.wavs[:, : max(samples)].index_select(0, index),
+            pick(self.wavs[:, : max(samples, default=0)]),
             samples,
-            self.past.index_select(0, index),
-            tuple(keys[:, :, begin:].index_select(0, index) for keys in self.keys),
-            tuple(values[:, :, begin:].index_select(0, index) for values in self.values),
+            pick(self.past),
+            tuple(pick(keys[:, :, begin:]) for keys in self.keys),
+            tuple(pick(values[:, :, begin:]) for values in self.values),
             kept,
             frames,
         )
 
     @staticmethod
     def stack(states: Sequence[EncoderState]) -> EncoderState:
-        """Streams of any age, of one model, as one batch."""
+        """Streams of any age, of one model, as one batch.
+
+        Raises
+        ------
+        CheckpointMismatch
+            They are of different models.
+        """
+        if len(states) == 1:
+            return states[0]
+        if len(forms := {state.form for state in states}) > 1:
+            raise CheckpointMismatch(f"States of different models: {'; '.join(sorted(forms))}.")
 
         def joined(name: str) -> tuple[int, ...]:
             return tuple(number for state in states for number in getattr(state, name))
@@ -138,29 +166,60 @@ class EncoderState:
 
     def reset(self, streams: Sequence[int]) -> EncoderState:
         """Let some of the streams begin anew; the others go on."""
+        self._check_numbers(streams)
 
         def anew(numbers: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(0 if i in streams else number for i, number in enumerate(numbers))
 
-        past = self.past.clone()
-        past[list(streams)] = 0.0
         state = replace(
-            self,
-            samples=anew(self.samples),
-            past=past,
-            kept=anew(self.kept),
-            frames=anew(self.frames),
+            self, samples=anew(self.samples), kept=anew(self.kept), frames=anew(self.frames)
+        ).select(range(len(self)))
+        gone = torch.zeros(len(self), dtype=torch.bool)
+        gone[list(streams)] = True
+        gone = gone.to(self.past.device)
+
+        def erase(x: Tensor) -> Tensor:
+            """Not only hidden by a mask: after bad audio there are NaN, and NaN * 0 is NaN."""
+            return x.masked_fill(gone.view(-1, *(1,) * (x.dim() - 1)), 0.0)
+
+        return replace(
+            state,
+            past=erase(state.past),
+            keys=tuple(map(erase, state.keys)),
+            values=tuple(map(erase, state.values)),
         )
-        return state.select(range(len(self)))
+
+    def _check_numbers(self, streams: Sequence[int]) -> None:
+        if unknown := [i for i in streams if not 0 <= i < len(self)]:
+            raise IndexError(f"Streams {unknown}: expected 0 to {len(self) - 1}.")
 
     def save(self, path: str | Path) -> None:
         """Write a file for `load`, as to go on in another process."""
-        torch.save({field.name: getattr(self, field.name) for field in fields(self)}, path)
+
+        def whole(x: Any) -> Any:
+            """Of a view, `torch.save` would write all that it is a view of."""
+            return x.clone() if isinstance(x, Tensor) else x
+
+        stored = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in stored.items():
+            stored[name] = tuple(map(whole, value)) if isinstance(value, tuple) else whole(value)
+        torch.save(stored, path)
 
     @classmethod
     def load(cls, path: str | Path) -> EncoderState:
-        """Read a file of `save`; nothing in it is executed."""
-        return cls(**torch.load(path, weights_only=True))
+        """Read a file of `save`, onto the CPU; nothing in it is executed.
+
+        Raises
+        ------
+        CheckpointMismatch
+            It is another kind of file.
+        """
+        try:
+            return cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointMismatch(
+                f"{path} is no saved stream. Expected a file of EncoderState.save."
+            ) from error
 
     # --- what `Wav2Vec2.step` does with it -----------------------------------------------------
 
@@ -168,7 +227,7 @@ class EncoderState:
         """Add a packet (streams, samples), of which `lengths` are no padding."""
         wavs = wavs.to(self.wavs)
         if len({*self.samples}) == 1 and all(n == wavs.shape[1] for n in lengths):
-            joined = torch.cat([self.wavs[:, : self.samples[0]], wavs], dim=1)
+            joined = torch.cat([self.wavs, wavs], dim=1)
         else:
             pairs = zip(self.wavs, self.samples, wavs, lengths, strict=True)
             joined = pad_sequence([torch.cat([a[:m], b[:n]]) for a, m, b, n in pairs], True)
@@ -206,11 +265,10 @@ class EncoderState:
         chunk, known = x.shape[1], memories[0].keys.shape[2]
         kept = tuple(n + chunk if left is None else min(n + chunk, left) for n in self.kept)
         begin = known - max(kept)
-        past = self.past.shape[1]
         return EncoderState(
-            self.wavs[:, samples:].clone(),
+            self.wavs[:, samples:],
             tuple(max(n - samples, 0) for n in self.samples),
-            torch.cat([self.past, x], dim=1)[:, chunk : chunk + past].clone(),
+            torch.cat([self.past, x], dim=1)[:, chunk:].clone(),
             tuple(memory.keys[:, :, begin:] for memory in memories),
             tuple(memory.values[:, :, begin:] for memory in memories),
             kept,
