@@ -495,8 +495,9 @@ def test_a_step_does_not_disturb_training() -> None:
     for between in (False, True):
         loss = model(wavs, chunk=ChunkConfig(8)).logits.square().sum()
         if between:
-            out, state = model.step(wavs, model.init_state(), ChunkConfig(8))
-            assert not out.logits.requires_grad and not state.past.requires_grad
+            for module in (model, model.wav2vec2):
+                out, state = module.step(wavs, model.init_state(), ChunkConfig(8))
+                assert not out.context.requires_grad and not state.past.requires_grad
         gradients.append(torch.autograd.grad(loss, model.wav2vec2.extractor.layers[0].conv.weight))
     assert torch.equal(*(gradient for (gradient,) in gradients))
 

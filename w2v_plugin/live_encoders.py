@@ -86,7 +86,7 @@ class ChunkEncoder(LiveEncoder):
         found: dict[int, Tensor] = {}
         if ready:
             states = [encoder.state for encoder in ready]
-            state = EncoderState.stack(states) if len(states) > 1 else states[0]
+            state = EncoderState.stack(states)
             out, state = first.model.step(torch.zeros(len(ready), 0), state, first.chunk, last)
             parts = state.unstack() if len(states) > 1 else [state]
             for encoder, part, row in zip(ready, parts, out.rows(), strict=True):

@@ -69,7 +69,7 @@ class Streamable(nn.Module):
         empty = weight.new_zeros(batch, heads, 0, self.config["dim"] // heads)
         layers, none = len(self.encoder.layers), (0,) * batch
         return EncoderState(
-            wavs=weight.new_zeros(batch, 0, dtype=torch.promote_types(weight.dtype, torch.float32)),
+            wavs=weight.new_zeros(batch, 0),
             samples=none,
             past=weight.new_zeros(batch, past, self.config["dim"]),
             keys=(empty,) * layers,
@@ -203,7 +203,7 @@ class Streamable(nn.Module):
         """One chunk of all streams, of which each has `counts` frames."""
         field = receptive_field(self.extractor.kernels, self.extractor.strides)
         hop, frames = math.prod(self.extractor.strides), max(counts)
-        wavs = state.wavs[:, : (frames - 1) * hop + field].to(self.mask_embedding.dtype)
+        wavs = state.wavs[:, : (frames - 1) * hop + field]
         x = self.projection(self.projection.norm(self.extractor(wavs)))
         if min(counts) < frames:
             count = torch.tensor(counts, device=x.device)
