@@ -7,9 +7,9 @@ want their weights packed, so a packed layer can neither be trained nor saved: p
 step before use (compression.py).
 
 INT8 quantizes weights per output channel once, and activations per row (frame) when they arrive:
-8 bits, no calibration. Since no row knows of another, an utterance gives the same
-result alone, in a batch and in a stream, but for near ties of the rounding; scales per tensor (PyTorch's dynamic quantization) do not
-have this property, and are less accurate besides.
+8 bits, no calibration. Since no row knows of another, an utterance gives the same result alone, in
+a batch and in a stream, but for near ties of the rounding; scales per tensor (PyTorch's dynamic
+quantization) do not have this property, and are less accurate besides.
 """
 
 from __future__ import annotations
