@@ -1,14 +1,21 @@
-"""Does pretraining save labels? Error against minutes of labels, for three starts.
+"""Does a start save labels? Error against minutes of labels, for several starts (arms).
 
-    python recipes/label_efficiency.py hparams/ctc/tiny.yaml --pretraining runs/pretrain_tiny \\
+Of one language:
+    python recipes/label_efficiency.py hparams/ctc/tiny.yaml \\
+        --arms pretrained=runs/mine/model warm_start=runs/mine/warm_start scratch= \\
         --train_csv train.csv --valid_csv dev.csv --test_csv test.csv \\
         --minutes 1 3 10 30 60 300 --seeds 1 2 3 --seconds 100 --jobs 2 [--key value ...]
+Transfer to another one (what is in front of `scratch` learned from English audio):
+    python recipes/label_efficiency.py hparams/ctc/tiny.yaml --vocab de/vocab.json \\
+        --arms english=runs/en/model continued=runs/en_de/model warm_start=runs/en/warm_start \\
+        scratch= --train_csv de/train.csv --valid_csv de/dev.csv --test_csv de/test.csv \\
+        --controls warm_start scratch --minutes 5 15 60 --seconds 150 --jobs 2
 
-Arms: `pretrained` and `warm_start` (model/ and warm_start/ in the output folder of pretrain.py),
-`scratch` (random weights). Every fine-tuning gets the same compute, --seconds: CPU time of the
-training steps on a CPU, where each process has one thread; time by the clock on an accelerator. The
-learning rate follows the share that is spent. A seed draws the labels, the same for all arms and
-each set inside the next, and the random weights.
+An arm is a name and the model folder that it starts from, of which it takes the body; without a
+folder it starts from random weights. Every fine-tuning gets the same compute, --seconds: CPU time
+of the training steps on a CPU, where each process has one thread; time by the clock on an
+accelerator. The learning rate follows the share that is spent. A seed draws the labels, the same
+for all arms and each set inside the next, and the random weights.
 
 Nothing is chosen on the test set. Each arm gets the learning rate, and an extractor that is trained
 or frozen, which have the lowest character error rate (CER) on the development set with
@@ -42,7 +49,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import speechbrain as sb
 import torch
@@ -55,13 +61,9 @@ from w2v_plugin.circumstances import circumstances
 from w2v_plugin.data import by_length, durations, speech_dataset
 from w2v_plugin.folders import load_pretrained
 from w2v_plugin.label_curves import compare, label_order, nearest_prefix
+from w2v_plugin.label_tables import plot, rows, table
 from w2v_plugin.manifests import COLUMNS
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-FOLDERS = {"pretrained": "model", "warm_start": "warm_start"}
-ARMS = (*FOLDERS, "scratch")
 METRICS = ("CER", "WER")
 
 
@@ -100,8 +102,8 @@ def build(job: Job, options: argparse.Namespace, folder: Path) -> BudgetBrain:
     }
     with options.hparams.open(encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, options.overrides + "\n" + yaml.safe_dump(decided))
-    if job.arm in FOLDERS:
-        load_pretrained(options.pretraining / FOLDERS[job.arm], hparams["wav2vec2"])
+    if folder_of_arm := options.arms[job.arm]:
+        load_pretrained(folder_of_arm, hparams["wav2vec2"])
     if job.extractor == "frozen":
         hparams["wav2vec2"].freeze_extractor()
     hparams |= {
@@ -150,11 +152,28 @@ def write(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def read_arms(options: argparse.Namespace) -> None:
+    """`--arms` and `--controls` as they are used: names in the order given, folders that exist."""
+    pairs = [arm.partition("=") for arm in options.arms]
+    for name, equals, folder in pairs:
+        if not (name and equals) or (folder and not Path(folder, "wav2vec2.ckpt").is_file()):
+            raise ValueError(
+                f"--arms {name}{equals}{folder}: expected NAME=FOLDER, a model folder that "
+                "training wrote, or NAME= for random weights."
+            )
+    options.arms = {name: folder for name, _, folder in pairs}
+    if len(options.arms) < len(pairs):
+        raise ValueError("--arms: a name is given twice. Give each start its own.")
+    options.controls = options.controls or [pairs[-1][0]]
+    if unknown := set(options.controls) - set(options.arms):
+        raise ValueError(f"--controls {' '.join(unknown)}: not among the arms, {[*options.arms]}.")
+
+
 def check_settings(options: argparse.Namespace) -> None:
     """Refuse an output folder whose runs cannot be compared with those to come."""
     names = ("hparams", "train_csv", "valid_csv", "test_csv")
     files = {name: getattr(options, name) for name in names}
-    files |= {arm: options.pretraining / FOLDERS[arm] / "wav2vec2.ckpt" for arm in FOLDERS}
+    files |= {arm: Path(f, "wav2vec2.ckpt") for arm, f in options.arms.items() if f}
     settings = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     settings |= {name: getattr(options, name) for name in ("overrides", "seconds", "validations")}
     path = options.output_folder / "settings.json"
@@ -229,36 +248,18 @@ def tune(pool: ProcessPoolExecutor, options: argparse.Namespace) -> tuple[dict[s
     """The best job of each arm by development CER, and all that were tried."""
     grid = [
         Job(arm, options.tune_minutes, options.seeds[0], rate, extractor)
-        for arm, rate, extractor in product(ARMS, options.learning_rates, options.extractors)
-        if arm in FOLDERS or extractor == "trained"
+        for arm, rate, extractor in product(
+            options.arms, options.learning_rates, options.extractors
+        )
+        if options.arms[arm] or extractor == "trained"
     ]
     results = run_all(pool, grid, options)
     best = {}
-    for arm in ARMS:
+    for arm in options.arms:
         mine = [job for job in grid if job.arm == arm]
         best[arm] = min(mine, key=lambda job: min(results[job]["valid_CER"]))
         print(f"{arm}: {best[arm].learning_rate:g}, extractor {best[arm].extractor}", flush=True)
     return best, results
-
-
-def table(metric: str, compared: dict[str, Any]) -> list[str]:
-    """Markdown."""
-    curves, gaps, needed = {}, {}, {}
-    for row in compared["curves"]:
-        cell = f"{row['error']:.1f} {ends(row['error_95'], '.1f')} ("
-        cell += " ".join(f"{error:.1f}" for error in row["by_seed"]) + ")"
-        curves[row["arm"], row["minutes"]] = cell
-    for row in compared["differences"]:
-        cell = f"{row['points']:+.1f} {ends(row['points_95'], '+.1f')}"
-        gaps[f"{row['arm']} - {row['other']}", row["minutes"]] = cell
-    for row in compared["labels_needed"]:
-        cell = f"{row['other_minutes']} {ends(row['other_minutes_95'], '')}"
-        needed[f"{row['other']} as good as {row['arm']}", row["minutes"]] = cell
-    return [
-        *rows(f"{metric}, % [95 %] (each seed)", curves),
-        *rows(f"Difference in {metric}, points [95 %]", gaps),
-        *rows(f"Minutes of labels for equal {metric} [95 %]", needed),
-    ]
 
 
 def updates(results: Results) -> dict[tuple[str, float], str]:
@@ -267,40 +268,6 @@ def updates(results: Results) -> dict[tuple[str, float], str]:
     for job, result in results.items():
         found[job.arm, job.minutes].append(result["updates"])
     return {key: f"{sum(some) / len(some):.0f}" for key, some in found.items()}
-
-
-def ends(interval: Sequence[Any], form: str) -> str:
-    return f"[{', '.join(format(end, form) for end in interval)}]"
-
-
-def rows(title: str, cells: dict[tuple[str, float], str]) -> list[str]:
-    """Columns and minutes of labels, in the order in which they come."""
-    heads, sizes = (list(dict.fromkeys(some)) for some in zip(*cells, strict=True))
-    lines = [title, "", f"| minutes | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for size in sizes:
-        lines.append(f"| {size:g} | {' | '.join(cells[head, size] for head in heads)} |")
-    return [*lines, ""]
-
-
-def plot(minutes: Sequence[float], reports: dict[str, Any], path: Path) -> None:
-    """Error against minutes of labels; bars are intervals, dots are seeds."""
-    figure, axes = plt.subplots(1, len(reports), figsize=(11, 4.2), layout="constrained")
-    for axis, (metric, report) in zip(axes, reports.items(), strict=True):
-        for arm, color in zip(ARMS, ("tab:blue", "tab:orange", "tab:gray"), strict=True):
-            points = [point for point in report["curves"] if point["arm"] == arm]
-            axis.plot(minutes, [p["error"] for p in points], marker="o", color=color, label=arm)
-            low, high = np.array([p["error_95"] for p in points]).T
-            axis.fill_between(minutes, low, high, color=color, alpha=0.15)
-            for size, point in zip(minutes, points, strict=True):
-                each = point["by_seed"]
-                axis.plot([size] * len(each), each, ".", color=color, alpha=0.5, markersize=4)
-        axis.set(xscale="log", xlabel="labels, minutes", ylabel=f"{metric} on the test set, %")
-        axis.set_xticks(minutes, [f"{size:g}" for size in minutes], minor=False)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def report(
@@ -312,9 +279,9 @@ def report(
     reports = {}
     for metric in METRICS:
         counts = np.array([result[f"{metric}_counts"] for result in results.values()])
-        counts = counts.reshape(-1, len(options.minutes), len(ARMS), *counts.shape[1:])
+        counts = counts.reshape(-1, len(options.minutes), len(options.arms), *counts.shape[1:])
         counts = counts.transpose(2, 1, 0, 3, 4)
-        reports[metric] = compare(ARMS, options.minutes, counts, options.bootstrap)
+        reports[metric] = compare([*options.arms], options.minutes, counts, options.bootstrap)
     long = {"utterances", *(f"{metric}_counts" for metric in METRICS)}  # stay in runs/
     runs = [
         {key: value for key, value in result.items() if key not in long}
@@ -324,7 +291,11 @@ def report(
     everything = how(options) | {"chosen": chosen, **reports, "runs": runs}
     folder = options.output_folder
     write(folder / "results.json", json.dumps(everything, indent=1) + "\n")
-    tables = [line for metric, compared in reports.items() for line in table(metric, compared)]
+    tables = [
+        line
+        for metric, compared in reports.items()
+        for line in table(metric, compared, options.controls)
+    ]
     text = "\n".join([*tables, *rows("Updates, mean over seeds", updates(results))])
     write(folder / "table.md", text)
     plot(options.minutes, reports, folder / "curve.png")
@@ -350,7 +321,7 @@ def study(options: argparse.Namespace) -> None:
         best, tried = tune(pool, options)
         for count in range(1, len(options.seeds) + 1):
             # arms last: those that are compared run at about the same time, under the same load
-            cells = product(options.seeds[:count], options.minutes, ARMS)
+            cells = product(options.seeds[:count], options.minutes, options.arms)
             jobs = [replace(best[arm], minutes=size, seed=seed) for seed, size, arm in cells]
             report(options, best, tried, run_all(pool, jobs, options))
 
@@ -364,7 +335,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("hparams", type=Path, help="YAML for recipes/finetune_ctc.py")
-    add("--pretraining", type=Path, required=True, help="output folder of recipes/pretrain.py")
+    add("--arms", nargs="+", required=True, metavar="NAME=FOLDER", help="starts; NAME= is random")
+    add("--controls", nargs="+", metavar="NAME", help="what the tables compare with (the last arm)")
     for name in ("train", "valid", "test"):
         add(f"--{name}_csv", type=Path, required=True)
     add("--output_folder", type=Path, default=Path("runs/label_efficiency"))
@@ -388,6 +360,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.minutes = sorted(set(options.minutes))
     try:
+        read_arms(options)
         study(options)
     except (ValueError, OSError) as error:  # BadManifest is a ValueError
         print(f"label_efficiency.py: {error}", file=sys.stderr)

@@ -58,6 +58,7 @@ ORDER = [
     "vectors",
     "verification",
     "label_curves",
+    "label_tables",
     "phones",
     "units",
     "purity",

@@ -31,12 +31,14 @@ from w2v_plugin.label_curves import (
     order_interval,
     resampled,
 )
+from w2v_plugin.label_tables import table
 from w2v_plugin.manifests import Utterance, read_manifest, write_manifest
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.model_output import Wav2Vec2Output
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "channels": [8] * 7}
+STARTS = ("pretrained", "warm_start")
 HERTZ = {"a": 300, "b": 700, "c": 1500}
 
 
@@ -171,7 +173,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two starts with weights of their own."""
     folder = tmp_path_factory.mktemp("pretraining")
-    for seed, name in enumerate(("model", "warm_start")):
+    for seed, name in enumerate(STARTS):
         torch.manual_seed(seed)
         wav2vec2 = Wav2Vec2(
             **SHAPE,
@@ -202,7 +204,8 @@ def command(manifest: Path, pretraining: Path, out: Path, *more: str) -> list[st
     grid = ["--learning_rates", "0.01", "--extractors", "frozen", "trained", "--validations", "1"]
     return [
         str(ROOT / "hparams/ctc/tiny.yaml"),
-        *(f"--pretraining={pretraining}", *csvs, f"--output_folder={out}", *sizes, *grid),
+        *("--arms", *(f"{name}={pretraining / name}" for name in STARTS), "scratch="),
+        *(*csvs, f"--output_folder={out}", *sizes, *grid),
         *("--device=cpu", f"--wav2vec2={json.dumps(SHAPE)}", *more),
     ]
 
@@ -222,6 +225,7 @@ class InThisProcess(Executor):
 def parsed(recipe: ModuleType, argv: list[str]) -> argparse.Namespace:
     options, rest = recipe.parser().parse_known_args(argv)
     _, options.run_opts, options.overrides = sb.parse_arguments(["x", "--noprogressbar", *rest])
+    recipe.read_arms(options)
     return options
 
 
@@ -292,7 +296,7 @@ def test_the_study_in_miniature(
     assert len(runs) == 5 + 3  # tried with 6 s: (2 + 2 + 1) extractors; 3 more with 3 s
     assert all(run["seconds"] >= 0.2 and run["updates"] >= 1 for run in runs)
     chosen = []
-    for arm in recipe.ARMS:
+    for arm in (*STARTS, "scratch"):
         tried = [run for run in runs if run["arm"] == arm and run["minutes"] == 0.1]
         best = min(tried, key=lambda run: min(run["valid_CER"]))
         assert results["chosen"][arm] == f"0.01, extractor {best['extractor']}"
@@ -345,3 +349,37 @@ def test_more_labels_than_there_are(
     assert recipe.main([*command(manifest, pretraining, tmp_path), "--minutes", "5"]) == 2
     assert "0.2 minutes of labelled audio, 5 are asked for" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arms", "complaint"),
+    [
+        (["a"], "expected NAME=FOLDER"),
+        (["=x"], "expected NAME=FOLDER"),
+        (["a=nowhere", "b="], "--arms a=nowhere: expected NAME=FOLDER, a model folder"),
+        (["a=", "a="], "a name is given twice"),
+        (["a=", "b=", "--controls", "c"], "--controls c: not among the arms"),
+    ],
+)
+def test_arms_that_cannot_start(
+    recipe: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arms: list[str],
+    complaint: str,
+) -> None:
+    csvs = [f"--{name}_csv=no.csv" for name in ("train", "valid", "test")]
+    argv = ["no.yaml", *csvs, f"--output_folder={tmp_path / 'out'}", "--arms", *arms]
+    assert recipe.main(argv) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_compare_with_the_controls() -> None:
+    # 50, 40 and 80 % of ten words, one utterance and seed
+    counts = np.array([[[[[errors, 10]]]] for errors in (5, 4, 8)])
+    compared = compare(["new", "old", "none"], [5], counts, repeats=3)
+    text = "\n".join(table("CER", compared, ["none"]))
+    assert "| 5 | -30.0 [-30.0, -30.0] | -40.0 [-40.0, -40.0] |" in text
+    assert "| 5 | 0.62 [0.62, 0.62] | 0.50 [0.50, 0.50] |" in text
+    assert "new - none" in text and "new - old" not in text

@@ -220,7 +220,7 @@ def compare(
     -------
     dict of str to list of dict
         "curves": `error` in percent, `by_seed`. "differences", of every two arms: `points` of
-        percent, `arm` less `other`. "labels_needed", of every two arms: `other_minutes` until
+        percent, `arm` less `other`, and `ratio`, `arm` by `other`. "labels_needed", of every two arms: `other_minutes` until
         `other` has the error that `arm` has, as text, since it can lie outside of the curve.
         Intervals end in `_95`.
 
@@ -242,7 +242,11 @@ def compare(
     for (a, b), (i, size) in product(pairs, enumerate(minutes)):
         pair = {"arm": arms[a], "other": arms[b], "minutes": size}
         gap, gap_95 = float(curves[a, i] - curves[b, i]), interval(draws[:, a, i] - draws[:, b, i])
-        report["differences"].append(pair | {"points": gap, "points_95": gap_95})
+        with np.errstate(divide="ignore", invalid="ignore"):  # by an error of 0: inf or nan
+            ratio = float(curves[a, i] / curves[b, i])
+            ratio_95 = interval(draws[:, a, i] / draws[:, b, i])
+        both = {"points": gap, "points_95": gap_95, "ratio": ratio, "ratio_95": ratio_95}
+        report["differences"].append(pair | both)
         middle = labels_needed(minutes, curves[b], curves[a, i])
         ends = order_interval([labels_needed(minutes, draw[b], draw[a, i]) for draw in draws])
         needed, *needed_95 = (minutes_text(x, minutes) for x in (middle, *ends))
