@@ -38,6 +38,7 @@ bench: install  ## speed against named peers; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/pretraining.py
+	$(BIN)/python benchmarks/finetuning.py
 
 clean:  ## remove the environment and all runs
 	rm -rf .venv runs

@@ -122,7 +122,10 @@ def finetune(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     brain = build(job, options, path.parent)
     how = {"vocabulary": brain.hparams.vocabulary, "max_s": brain.hparams.max_s}
     manifests = (brain.hparams.train_csv, options.valid_csv, options.test_csv)
-    train, valid, test = (speech_dataset(m, keep_audio=True, **how) for m in manifests)
+    train, valid, test = (
+        speech_dataset(path, keep_audio=True, evaluation=i > 0, **how)
+        for i, path in enumerate(manifests)
+    )
     brain.fit_on(train, valid)
     brain.evaluate(test, test_loader_kwargs=by_length(test, brain.hparams.batch_s))
     result = {

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import math
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
+from speechbrain.decoders.ctc import CTCBeam, CTCBeamSearcher
 
 from w2v_plugin.beam import BeamSearch
 from w2v_plugin.decoding import greedy_transcripts, path_transcript
@@ -92,6 +95,27 @@ def test_language_model_and_hot_words_are_added_as_the_formula_says(seed: int) -
     for text, score in found.items():
         assert score == pytest.approx(expected[text], abs=1e-12), text
     assert "A AB" in found and list(found.values()) == sorted(found.values(), reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("options", [{}, {"beam": 4}, {"beam": 9, "token_floor": -1.0}])
+@pytest.mark.parametrize("lm", [None, language_model()])
+def test_frames_are_searched_as_speechbrain_does_it(seed: int, options: dict, lm: Any) -> None:
+    """Texts, scores and frames of words are equal, whatever is pruned, also when it goes on."""
+    searcher = BeamSearch(vocabulary(), lm=lm, hot_words=["AB"], **options).searcher
+    log_probs = (3 * lattice(frames=24, seed=seed)[0]).log_softmax(-1).numpy()
+    found = []
+    for search in (searcher.partial_decoding, partial(CTCBeamSearcher.partial_decoding, searcher)):
+        beams = [CTCBeam("", "", "", "", None, None, [], (-1, -1), score=0.0)]
+        words, parts = {("", False): (0.0, searcher.lm.get_start_state())}, {}
+        for start in (0, 10):
+            piece = log_probs[start:][: 10 if start == 0 else 14]
+            beams = search(piece, len(piece), beams, words, parts, processed_frames=start)
+        found.append(beams)
+    for ours, theirs in zip(*found, strict=True):
+        for name in ("text", "partial_word", "last_token", "text_frames", "partial_frames"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        assert ours.score == pytest.approx(theirs.score, rel=1e-12)  # sums of 24 logarithms
 
 
 def test_pruning_finds_no_worse_text_than_greedy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +11,22 @@ from typing import Any
 import pytest
 import speechbrain as sb
 import torch
+import torch.nn.functional as F
+from speechbrain.augment.augmenter import Augmenter
+from speechbrain.augment.time_domain import DropChunk, SpeedPerturb
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfigRandomSampler
 from torch import Tensor, nn
 
 from w2v_plugin.attention import ChunkConfig
-from w2v_plugin.brains import CTCBrain, check_collapse, sample_chunk
+from w2v_plugin.brains import CTCBrain, sample_chunk
+from w2v_plugin.collapse import check_collapse
 from w2v_plugin.ctc import Wav2Vec2CTC
+from w2v_plugin.data import collate
 from w2v_plugin.decoding import greedy
-from w2v_plugin.errors import TrainingCollapsed
+from w2v_plugin.errors import BadAudio, TrainingCollapsed
 from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.text import CharVocabulary
 from w2v_plugin.training import StepBrain, tri_stage
 
@@ -95,9 +102,13 @@ def tuner(tmp_path: Path, freeze: int, **more: Any) -> CTCBrain:
     return brain
 
 
-def speech() -> PaddedBatch:
+def speech_row(name: str) -> dict[str, Any]:
     wav = torch.randn(8000, generator=torch.Generator().manual_seed(0))
-    return PaddedBatch([{"id": "a", "sig": wav, "tokens": torch.tensor([7, 5, 9]), "wrd": "AEN"}])
+    return {"id": name, "sig": wav, "tokens": torch.tensor([7, 5, 9]), "wrd": "AEN"}
+
+
+def speech() -> PaddedBatch:
+    return PaddedBatch([speech_row("a")])
 
 
 def test_a_frozen_encoder_collects_no_gradients(tmp_path: Path) -> None:
@@ -193,7 +204,7 @@ def test_validation_sees_each_chunk_in_turn(tmp_path: Path) -> None:
     assert found["CER_full"] == 0.0 < found["CER"] == scores[ChunkConfig(3, 0)]
     assert found["CER_160ms"] == scores[ChunkConfig(8)] != found["CER"]
     names = [f"{name}{suffix}" for suffix in ("", "_full", "_160ms") for name in ("WER", "CER")]
-    assert set(found) == {"loss", *names}
+    assert set(found) == {"loss", "spread", *names}
 
 
 def test_collapse_is_called_on_enough_frames_only() -> None:
@@ -221,3 +232,156 @@ def test_a_slow_collapse_warns_first(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         check_collapse(gone, frames=1000, codes=160, stop=False)
     assert caplog.text.count("The codebook collapsed") == 2 and "Going on" in caplog.text
+
+
+# --- fine-tuning ---------------------------------------------------------------------------------
+
+
+def speed(**more: Any) -> Augmenter:
+    """SpeechBrain's Augmenter: speed, and a copy of what there was before if asked to."""
+    parts = [SpeedPerturb(16000, speeds=[80, 125]), DropChunk(drop_length_low=100)]
+    return Augmenter(augmentations=parts, **more)
+
+
+def test_augmentation_follows_from_seed_and_step(tmp_path: Path) -> None:
+    """Whatever was drawn before, Python's numbers included; another step has other audio."""
+    brain = tuner(tmp_path, 0, augment=speed(shuffle_augmentations=True))
+
+    def heard(step: int) -> Tensor:
+        random.seed(step + 77)
+        torch.rand(3)
+        brain.step, brain.optimizer_step = step + 1, step
+        brain.on_fit_batch_start(speech(), should_step=True)
+        return brain.augmented(speech())[0]
+
+    first = [heard(step) for step in range(4)]
+    random.random()
+    assert all(map(torch.equal, first, [heard(step) for step in range(4)]))
+    assert len({tuple(wav[0, :50].tolist()) for wav in first}) > 1
+
+
+def test_only_training_is_augmented(tmp_path: Path) -> None:
+    brain = tuner(tmp_path, 0, augment=speed())
+    brain.modules.eval()
+    plain = brain.model(*speech().sig).logits
+    brain.on_stage_start(sb.Stage.VALID)
+    assert torch.equal(brain.compute_forward(speech(), sb.Stage.VALID).logits, plain)
+    assert brain.compute_forward(speech(), sb.Stage.TRAIN).logits.shape != plain.shape
+
+
+def test_copies_that_an_augmenter_adds_have_their_transcripts(tmp_path: Path) -> None:
+    """With the original beside it: two rows, and the loss is that of both."""
+    brain = tuner(tmp_path, 0, augment=speed(concat_original=True))
+    out = brain.compute_forward(speech(), sb.Stage.TRAIN)
+    assert len(out.logits) == 2
+    brain.step = 1
+    brain.compute_objectives(out, speech(), sb.Stage.TRAIN)
+    assert float(brain.counted) == 2 * 3  # characters
+
+
+def test_augmentation_and_kept_latents_exclude_each_other(tmp_path: Path) -> None:
+    """Only where the extractor is frozen: else nothing is kept."""
+    brain = tuner(tmp_path, 0, augment=speed(), keep_latents=True)
+    brain.check_settings()
+    brain.model.wav2vec2.freeze_extractor()
+    with pytest.raises(ValueError, match=r"augment changes .* --keep_latents False"):
+        brain.on_fit_start()
+    brain = tuner(tmp_path, 0, augment="augment/speed.yaml")
+    with pytest.raises(ValueError, match=r"got 'augment/speed.yaml', .* '!include:augment"):
+        brain.on_fit_start()
+
+
+@pytest.mark.parametrize("patience", [0, -1, 2.5, "3"])
+def test_patience_counts_validations(patience: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"patience: got .* 1 or more"):
+        tuner(tmp_path, 0, patience=patience).on_fit_start()
+
+
+def test_an_encoder_that_never_learns_is_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More frozen updates than there are: of --updates 5 with a published setting."""
+    brain = tuner(tmp_path, freeze=5)
+    brain.optimizer_step_limit = 6
+    brain.check_settings()
+    assert "Only the head" not in caplog.text
+    brain.optimizer_step_limit = 5
+    brain.check_settings()
+    assert "Only the head will learn: freeze_encoder_updates=5 of 5 updates." in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_transcript_that_does_not_fit_gives_no_nan(precision: str, tmp_path: Path) -> None:
+    """24 frames cannot say 40 characters: no loss and no gradient from it, but from the other."""
+    short = speech_row("a")
+    long = {**short, "id": "b", "tokens": torch.arange(5, 25).repeat(2)}
+    alone = {}
+    for name, rows in (("both", [short, long]), ("short", [short]), ("long", [long])):
+        torch.manual_seed(0)
+        wav2vec2 = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7, **STREAMS)
+        hparams = {**vars(tuner(tmp_path, 0).hparams)}
+        options = {"device": "cpu", "precision": precision}
+        model = nn.ModuleDict({"model": Wav2Vec2CTC(wav2vec2, 32)})
+        brain = CTCBrain(model, torch.optim.SGD, hparams, options)
+        brain.step = 1
+        with brain.training_ctx:
+            out = brain.compute_forward(PaddedBatch(rows), sb.Stage.TRAIN)
+            loss = brain.compute_objectives(out, PaddedBatch(rows), sb.Stage.TRAIN)
+        loss.backward()
+        grads = [p.grad for p in brain.model.parameters() if p.grad is not None]
+        assert loss.dtype == torch.float32 and bool(loss.isfinite())
+        assert grads and all(bool(grad.isfinite().all()) for grad in grads)
+        alone[name] = float(brain.total), sum(float(grad.abs().sum()) for grad in grads)
+    assert alone["long"] == (0.0, 0.0)
+    # bf16 has 8 bits, and the batch of two goes through other kernels
+    assert alone["both"][0] == pytest.approx(
+        alone["short"][0], rel=1e-5 if precision == "fp32" else 0.02
+    )
+
+
+def test_a_dead_extractor_is_called_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All frames alike, as after too high a rate: the validation warns, and only the first one."""
+    logs = SimpleNamespace(log_stats=lambda *_, **__: None)
+    brain = tuner(tmp_path, 0, train_logger=logs)
+    brain.save = lambda scores: None  # type: ignore[method-assign]
+    brain.train_loss = 0.0
+    for layer in brain.model.wav2vec2.extractor.layers:
+        nn.init.zeros_(layer.conv.weight)
+        layer.norm.bias.data.fill_(1.0)
+    brain.modules.eval()
+    for update in (500, 1000):
+        brain.optimizer_step = update
+        brain.on_stage_start(sb.Stage.VALID)
+        with torch.no_grad():
+            brain.evaluate_batch(speech(), sb.Stage.VALID)
+        brain.on_stage_end(sb.Stage.VALID, 0.0)
+    assert caplog.text.count("The extractor died: at update 500") == 1
+    assert caplog.text.count("The extractor died") == 1
+    assert brain.monitor.records[-1]["valid_spread"] < 1e-6
+    brain.monitor.writer.close()
+
+
+def test_a_batch_without_audio_is_not_scored(tmp_path: Path) -> None:
+    """It stands for files that could not be read, which are counted elsewhere."""
+    brain = tuner(tmp_path, 0)
+    silence = {**speech_row("gone"), "sig": None}
+    brain.on_stage_start(sb.Stage.TEST)
+    brain.evaluate_batch(collate([silence]), sb.Stage.TEST)
+    with pytest.raises(BadAudio, match="none of the audio could be read"):
+        brain.score(0.0)
+    brain.evaluate_batch(collate([silence, speech_row("there")]), sb.Stage.TEST)
+    assert [score["key"] for score in brain.wer.scores] == ["there"]
+
+
+def test_unknown_characters_count_as_errors(tmp_path: Path) -> None:
+    """A model that says all it can of "AÄ" has one error of two characters, not none."""
+    brain = tuner(tmp_path, 0)
+    vocabulary = brain.hparams.vocabulary
+    batch = collate([{**speech_row("a"), "wrd": "aä"}])
+    logits = F.one_hot(torch.tensor([[7, 0]]), 32).float()
+    out = Wav2Vec2Output(torch.zeros(1, 2, 16), torch.tensor([2]), None)
+    out.logits = logits
+    brain.on_stage_start(sb.Stage.TEST)
+    brain.read(out, batch)
+    assert vocabulary.unknown("aä") == ["Ä"]
+    assert (brain.wer.summarize("error_rate"), brain.cer.summarize("error_rate")) == (100, 50)

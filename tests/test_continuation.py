@@ -31,6 +31,7 @@ ARCHITECTURE = {
     *("dim", "layers", "heads", "ffn_dim", "channels", "kernels", "strides", "extractor_norm"),
     *("conv_bias", "norm_first", "normalize", "normalize_eps", "positions_kernel"),
     *("positions_groups", "causal_positions", "adapter_dim", "conformer", "conformer_kernel"),
+    *("lora_rank", "lora_alpha"),
 }
 KINDS = {"gumbel": GumbelQuantizer, "nearest": NearestQuantizer}
 

@@ -148,3 +148,18 @@ def test_a_frozen_extractor_needs_no_gradient() -> None:
     model(wavs()).logits.sum().backward()
     assert all(p.grad is None for p in model.wav2vec2.extractor.parameters())
     assert model.wav2vec2.projection.linear.weight.grad.any()
+
+
+def test_head_only_keeps_no_graph_of_the_body() -> None:
+    """The same logits, masks and dropout included; only the head has gradients."""
+    model = make(mask_prob=0.5, mask_length=3, dropout=0.2).train()
+    torch.manual_seed(3)
+    whole = model(wavs(), WAV_LENS).logits
+    torch.manual_seed(3)
+    out = model(wavs(), WAV_LENS, head_only=True)
+    assert torch.equal(out.logits, whole) and not out.context.requires_grad
+    out.logits.sum().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        "head.weight",
+        "head.bias",
+    }

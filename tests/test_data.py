@@ -271,3 +271,24 @@ def test_a_run_without_any_audio_ends(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     with pytest.raises(BadAudio, match="No usable audio in 100 batches in a row"):
         heard(loader)
+
+
+def test_evaluation_keeps_what_the_model_cannot_say(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unknown characters and transcripts that are too long for CTC stay, named and counted; what
+    cannot be scored at all is left out as in training."""
+    for name in ("good", "dotted", "long", "empty"):
+        write_wav(tmp_path / f"{name}.wav", 0.5)
+    rows = [("good.wav", 0.5, "a b"), ("dotted.wav", 0.5, "naïve"), ("long.wav", 0.5, "ab" * 30)]
+    path = write_manifest(tmp_path, [*rows, ("empty.wav", 0.5, " "), ("gone.wav", 0.5, "a")])
+    assert speech_dataset(path, vocabulary=CharVocabulary()).data_ids == ["u0"]
+    caplog.clear()
+    kept = speech_dataset(path, vocabulary=CharVocabulary(), evaluation=True)
+    assert kept.data_ids == ["u0", "u1", "u2"]
+    assert f"Counts as errors: {path}:3: u1: characters outside the vocabulary: Ï" in caplog.text
+    assert f"{path}:4: u2: the transcript needs 60 frames, the audio has 24" in caplog.text
+    assert "cannot say all of 2 utterances" in caplog.text
+    item = kept[1]
+    unknown = CharVocabulary().lab2ind["<unk>"]
+    assert item["wrd"] == "naïve" and item["tokens"].tolist()[2] == unknown

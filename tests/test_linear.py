@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v_plugin.linear import Dropout, Linear, after_gelu, fast, keep_mask, linear
+from w2v_plugin.linear import DROPPED, Dropout, Linear, after_gelu, fast, keep_mask, linear
 
 ROUNDING = 100 * torch.finfo(torch.float32).eps  # sums of up to 100 products of order 1
 
@@ -115,3 +115,24 @@ def test_dropout_repeats_by_seed_and_rests_in_evaluation() -> None:
         outs.append(layer(x))
     assert torch.equal(*outs) and torch.equal(layer.eval()(x), x)
     assert torch.equal(Dropout(0.0)(x), x) and not Dropout(1.0)(x).any()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_after_gelu_is_that_of_its_parts(p: float) -> None:
+    """The same entries are dropped as by the layer of its own, and nothing but x is kept."""
+    layer, dropout = Linear(8, 6), Dropout(p)
+    x = 3 * torch.randn(5, 7, 8)
+    x.requires_grad_()
+    torch.manual_seed(4)
+    ours = after_gelu(x, layer, dropout)
+    torch.manual_seed(4)
+    same_gradients(ours, layer(dropout(F.gelu(x))), [x, *layer.parameters()])
+    rested = after_gelu(x, layer, dropout.eval())
+    torch.testing.assert_close(rested, layer(F.gelu(x)), rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_what_is_dropped_has_no_value_and_no_slope() -> None:
+    x = torch.full((64,), DROPPED, requires_grad=True)
+    y = F.gelu(x)
+    y.sum().backward()
+    assert x.grad is not None and not y.any() and not x.grad.any()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from w2v_plugin.checks import examine
 from w2v_plugin.errors import BadAudio, BadManifest
 from w2v_plugin.manifests import (
     COLUMNS,
     Utterance,
-    check_audio,
     read_manifest,
     skipped_path,
     write_manifest,
@@ -103,7 +103,7 @@ def test_bad_audio_is_left_out_with_line_file_and_reason(make, good: Path, tmp_p
     assert (source, wav) == ("corpus.txt:7", str(bad))
     assert re.search(BAD[make], reason) and str(bad) in reason
     with pytest.raises(BadAudio, match=BAD[make]):
-        check_audio(bad)
+        examine(bad)
 
 
 @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
@@ -124,7 +124,7 @@ def test_stereo_at_44100_hz_is_accepted(tmp_path: Path) -> None:
     """Its duration is the one after resampling to 16 kHz mono."""
     wav = tmp_path / "stereo.wav"
     soundfile.write(wav, tone(1.5, 44_100, 2), 44_100)
-    assert check_audio(wav) == pytest.approx(1.5, abs=1e-3)
+    assert examine(wav).seconds == pytest.approx(1.5, abs=1e-3)
 
 
 def test_duplicate_ids_name_both_lines(good: Path, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import sys
 from pathlib import Path
 
 import pytest
 
-from w2v_plugin.ngrams import ArpaLM, KenLM, NgramLM, load_ngrams
+from w2v_plugin.ngrams import ArpaLM, KenLM, NgramLM, load_decoding, load_ngrams
 
 ARPA = """\
 made by hand
@@ -186,3 +187,29 @@ def test_kenlm_gives_the_same_scores(path: Path) -> None:
         assert log10(ours, *sentence) == pytest.approx(log10(theirs, *sentence), abs=1e-5)
     assert "HELLO" in theirs and "NEW" not in theirs
     assert KenLM(path, ["NEW", "WORLD"]).words == ["WORLD"]
+
+
+def test_a_folder_brings_its_weights(path: Path, tmp_path: Path) -> None:
+    weights = {"alpha": 0.7, "beta": -1.0, "oov": -4.0, "beam": 20}
+    (tmp_path / "decoding.json").write_text(json.dumps(weights | {"commit": "abc"}))
+    options = load_decoding(tmp_path)
+    assert log10(options.pop("lm"), "HELLO") == log10(load_ngrams(path), "HELLO")
+    assert options == weights
+    alone = load_decoding(path)
+    assert [*alone] == ["lm"] and "HELLO" in alone["lm"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"alpha": 1}', '{"alpha": "much", "beta": 0, "oov": 0, "beam": 1}']
+)
+def test_a_folder_without_weights_is_refused(path: Path, content: str | None) -> None:
+    if content is not None:
+        (path.parent / "decoding.json").write_text(content)
+    with pytest.raises(ValueError, match=r"decoding\.json cannot be read .* Run the recipe again"):
+        load_decoding(path.parent)
+
+
+def test_a_folder_without_ngrams_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "decoding.json").write_text('{"alpha": 1, "beta": 0, "oov": 0, "beam": 1}')
+    with pytest.raises(FileNotFoundError, match=r"lm\.arpa"):
+        load_decoding(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def script(name: str) -> ModuleType:
 
 librispeech, folder, commands = script("librispeech"), script("folder"), script("commands")
 strings = script("strings")
+SCRIPTS = ("librispeech", "folder", "commands", "common_voice", "fleurs", "mls", "voxpopuli")
 
 
 def real(relative: str) -> Path:
@@ -66,14 +68,26 @@ def run(module: ModuleType, *arguments: object) -> int:
     return module.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("name", ["librispeech", "folder", "commands"])
-def test_help_teaches_with_examples(name: str) -> None:
-    """--help works from any folder and shows a command to copy."""
-    path = ROOT / "recipes" / "prepare" / f"{name}.py"
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_teaches_with_examples(name: str, capsys) -> None:
+    """--help shows commands to copy, and only options that exist."""
+    module = script(name)
+    with pytest.raises(SystemExit) as end:
+        module.main(["--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and "examples" in shown
+    assert f"python recipes/prepare/{name}.py" in shown
+    known = set(re.findall(r"--[a-z][a-z-]*", module.parser().format_usage()))
+    assert set(re.findall(r"(?<= )--[a-z][a-z-]*", module.EXAMPLES)) <= known
+
+
+def test_scripts_run_from_any_folder(tmp_path: Path) -> None:
+    """As programs, too."""
+    path = ROOT / "recipes" / "prepare" / "folder.py"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(path), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert "examples" in done.stdout and f"python recipes/prepare/{name}.py" in done.stdout
+    command = [sys.executable, str(path), "--data", "nowhere", "--out", "m.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == "folder.py: nowhere: no such file or folder.\n"
 
 
 # --- LibriSpeech -----------------------------------------------------------------------------
@@ -235,7 +249,7 @@ def test_csv_with_other_column_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("file\ttranscript\n", "manifest.tsv:1: no column 'path'; it has file, transcript"),
+        ("who\tsays\na.wav\tyes\n", "manifest.tsv:1: no line begins with the name of a recording"),
         ("path\tspeaker\ttranscript\na.wav\tann\n", "manifest.tsv:2: 2 values"),
         ("path\tspeaker\ttranscript\n \tann\tyes\n", "manifest.tsv:2: column 'path' is empty"),
     ],

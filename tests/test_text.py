@@ -26,6 +26,7 @@ def test_the_english_vocabulary_is_the_published_one() -> None:
     [
         ("  a \t b\n", "ABC", "A B"),
         ("Straße", "ABC", "STRASSE"),
+        ("Straße", "ABCẞ", "STRAẞE"),
         ("Don't", "abc'", "don't"),
         ("MiXed", "aB", "MiXed"),
         (unicodedata.normalize("NFD", "é"), "é", "é"),

@@ -31,6 +31,13 @@ class LanguageAdapter(nn.Module):
         self.linear_1 = nn.Linear(dim, adapter_dim)
         self.linear_2 = nn.Linear(adapter_dim, dim)
 
+    def reset(self) -> None:
+        """Start anew, as nothing: the layer answers as it would without."""
+        nn.init.ones_(self.norm.weight)
+        nn.init.normal_(self.linear_1.weight, std=0.02)  # as all linear layers of the encoder
+        for zero in (self.norm.bias, self.linear_1.bias, *self.linear_2.parameters()):
+            nn.init.zeros_(zero)
+
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, dim) -> what is to be added to it."""
         return self.linear_2(self.linear_1(self.norm(x)).relu())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from w2v_plugin.linear import Linear, fast, keep_mask
+from w2v_plugin.lora import LowRank
 from w2v_plugin.products import product
 
 
@@ -207,10 +208,14 @@ def attend_by_heads(
     return _AttendByHeads.apply(q, k, v, mask, dropout)
 
 
+PROJECTIONS = ("q", "k", "v", "out")
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with biases on all four projections.
 
     The projections see frames and do not care whose; attention itself runs within an utterance.
+    With `lora_rank`, each of them has a `LowRank` update beside it.
 
     Example
     -------
@@ -218,7 +223,15 @@ class SelfAttention(nn.Module):
     torch.Size([2, 5, 16])
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.0,
+        *,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim={dim} is not divisible by heads={heads}.")
@@ -227,13 +240,22 @@ class SelfAttention(nn.Module):
         self.k = Linear(dim, dim)
         self.v = Linear(dim, dim)
         self.out = Linear(dim, dim)
+        self.lora: nn.ModuleDict | None = None
+        if lora_rank is not None:
+            updates = {name: LowRank(dim, lora_rank, lora_alpha) for name in PROJECTIONS}
+            self.lora = nn.ModuleDict(updates)
+
+    def project(self, name: str, x: Tensor) -> Tensor:
+        """x through one of the projections, and what a language adds to it."""
+        y = getattr(self, name)(x)
+        return y if self.lora is None else y + self.lora[name](x)
 
     def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | Memory | None) -> Tensor:
         """x (batch, frames, dim); mask as from `attention_mask`, or the utterances in one row, or
         what is known of the frames before."""
         q, k, v = (
-            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, frames, d)
-            for proj in (self.q, self.k, self.v)
+            self.project(name, x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name in PROJECTIONS[:3]  # (batch, heads, frames, d) each
         )
         if mask is None or isinstance(mask, Tensor):
             y = self.attend(q, k, v, mask)
@@ -246,7 +268,7 @@ class SelfAttention(nn.Module):
                 for one in mask
             ]
             y = torch.cat(utterances, dim=2)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.project("out", y.transpose(1, 2).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(q k / sqrt(d)) v of (batch, heads, frames, d)."""

@@ -6,28 +6,31 @@ Stock SpeechBrain, by its hooks: `compute_forward`, `compute_objectives`, `freez
 
 from __future__ import annotations
 
-import logging
+import random
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import speechbrain as sb
 import torch
 import torch.nn.functional as F
+from speechbrain.augment.augmenter import Augmenter
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import Tensor, nn
 
 from w2v_plugin.attention import ChunkConfig
-from w2v_plugin.codes import perplexity
+from w2v_plugin.collapse import check_collapse, means, tally
 from w2v_plugin.decoding import greedy
-from w2v_plugin.errors import TrainingCollapsed
+from w2v_plugin.errors import BadAudio
 from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.pretraining import PretrainingOutput
 from w2v_plugin.ranks import all_sum
+from w2v_plugin.text import normalize_text
 from w2v_plugin.training import StepBrain
+from w2v_plugin.validations import advice, exhausted, spread
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class WarmStartBrain(StepBrain):
@@ -164,94 +167,59 @@ class PretrainBrain(ChunkBrain):
         check_collapse(record, frames, self.model.quantizer.codes, stop=stop)
 
 
-def tally(out: PretrainingOutput) -> dict[str, Tensor]:
-    """What a batch adds to the sums over masked frames from which all that is logged is made."""
-    contrastive, quantized, count = out.contrastive, out.quantized, out.contrastive.count
-    sums = {
-        "count": count,
-        "contrastive": contrastive.loss,
-        "accuracy": contrastive.correct,
-        "shared_negatives": contrastive.shared * count,
-        "diversity": quantized.diversity * count,
-        "prob_perplexity": quantized.prob_perplexity.mean() * count,
-        "commitment": quantized.commitment,
-        "feature_penalty": out.penalty,
-        "codes": quantized.counts,
-        "masked": out.mask.sum(),
-        "frames": out.frame_lengths.sum(),
-    }
-    if out.chance is not None:
-        sums["chance"] = out.chance
-    return {name: value.detach().float() for name, value in sums.items()}
-
-
-def means(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """Means over masked frames, and what the codes say: the best ones, without noise."""
-    count = max(float(sums["count"]), 1.0)
-    codes = sums["codes"]
-    perplexities = perplexity(codes / codes.sum(1, keepdim=True).clamp(min=1))
-    apart = ("count", "codes", "masked", "frames")
-    return {
-        **{name: float(value) / count for name, value in sums.items() if name not in apart},
-        "code_perplexity": float(perplexities.mean()),
-        "least_perplexity": float(perplexities.min()),
-        "codes_used": float((codes > 0).float().mean()),
-    }
-
-
-COLLAPSED = 2.0  # codes in effect (perplexity)
-FEW = 0.05  # of all codes
-
-
-def check_collapse(
-    record: dict[str, float], frames: float, codes: int, *, stop: bool = True
-) -> None:
-    """Stop when one code stands for everything in at least 30 masked frames; warn before.
-
-    Then all negatives equal the positive and are left out, and the loss is 0.000: it looks like
-    success. The codes without noise tell.
-    """
-    perplexity, least = record["code_perplexity"], record["least_perplexity"]
-    if frames < 30 or least >= max(COLLAPSED, FEW * codes):
-        return
-    seen = (
-        f"code perplexity {perplexity:.2f} of {codes} (1 = a single code), {least:.2f} in the "
-        f"poorest group; contrastive loss {record['contrastive']:.3f}, accuracy "
-        f"{record['accuracy']:.3f}. "
-    )
-    remedy = (
-        "a lower lr or slow_lr, a warm start (warm_start_updates), codes that start from data "
-        "(init_codes), a lower penalty_weight, a higher diversity_weight (Gumbel) or a smaller "
-        "restart_every (nearest)."
-    )
-    if perplexity >= COLLAPSED:
-        logger.warning(
-            "Few codes are left: %sTargets that are all alike teach nothing. If this does not "
-            "rise, start again with %s",
-            seen,
-            remedy,
-        )
-        return
-    message = (
-        f"The codebook collapsed: {seen}All negatives equal the true target and are left out, so "
-        f"that the loss means nothing from here on. Start again with {remedy}"
-    )
-    if stop:
-        raise TrainingCollapsed(message + " stop_on_collapse: False goes on all the same.")
-    logger.warning("%s Going on, as stop_on_collapse: False says.", message)
-
-
 class CTCBrain(ChunkBrain):
     """CTC fine-tuning of `modules.model`, a `Wav2Vec2CTC`.
 
     Further hyperparameters: `vocabulary`, `encoder_lr`, `head_lr`, `freeze_encoder_updates`
     (updates in which only the head learns), `keep_latents` (keep a frozen extractor's output in
-    memory), `best_by` (WER or CER: which score keeps a checkpoint), and those of `ChunkBrain`.
+    memory), `best_by` (WER or CER: which score keeps a checkpoint), those of `ChunkBrain`, and
+    optionally `augment` (SpeechBrain's `Augmenter`, for the waveforms of training), `patience`
+    (validations without a better score after which training ends) and `average` (how many of the
+    best checkpoints are kept).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.kept: dict[tuple[str, str], Tensor] = {}
+        self.augment: Augmenter | None = getattr(self.hparams, "augment", None)
+        self.patience: int | None = getattr(self.hparams, "patience", None)
+        self.varying: float | None = None  # share of the latents, in the first validation batch
+
+    def on_fit_start(self) -> None:
+        self.check_settings()
+        super().on_fit_start()
+        self.stop_if_exhausted()  # and was started again
+
+    def check_settings(self) -> None:
+        """ValueError where settings exclude each other, before anything is computed."""
+        augment, patience = self.augment, self.patience
+        if augment is not None and not isinstance(augment, Augmenter):
+            raise ValueError(
+                f"augment: got {augment!r}, expected null or SpeechBrain's Augmenter, as in "
+                "--augment '!include:augment/speed.yaml'."
+            )
+        if augment is not None and self.keeps_latents:
+            raise ValueError(
+                "augment changes the audio at every step, but keep_latents keeps what the frozen "
+                "extractor made of it at first. Add --keep_latents False, or --augment null."
+            )
+        if patience is not None and (not isinstance(patience, int) or patience < 1):
+            raise ValueError(f"patience: got {patience!r}, expected null or validations, 1 or more")
+        limit, frozen = self.optimizer_step_limit, self.hparams.freeze_encoder_updates
+        if limit is not None and 0 < limit <= frozen:
+            logger.warning(
+                "Only the head will learn: freeze_encoder_updates=%d of %d updates.", frozen, limit
+            )
+
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether the output of the extractor, which is frozen, is computed only once."""
+        return self.hparams.keep_latents and self.model.wav2vec2.feature_grad_scale == 0
+
+    @property
+    def head_only(self) -> bool:
+        """Whether only the head learns in this update."""
+        return self.optimizer_step < self.hparams.freeze_encoder_updates
 
     def learning_rates(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         return {
@@ -260,9 +228,13 @@ class CTCBrain(ChunkBrain):
         }
 
     def freeze_optimizers(self, optimizers: dict[str, Any]) -> dict[str, Any]:
-        if self.optimizer_step < self.hparams.freeze_encoder_updates:
-            return {"head": optimizers["head"]}
-        return optimizers
+        return {"head": optimizers["head"]} if self.head_only else optimizers
+
+    def optimizers_step(self) -> None:
+        if self.head_only and self.ranks > 1:  # not by DDP, which waits for all gradients
+            for parameter in self.model.head.parameters():
+                parameter.grad = all_sum(parameter.grad) / self.ranks
+        super().optimizers_step()
 
     def latents(self, batch: PaddedBatch, stage: sb.Stage) -> tuple[Tensor, Tensor]:
         """Output of a frozen extractor; computed once per utterance."""
@@ -279,10 +251,25 @@ class CTCBrain(ChunkBrain):
 
     def compute_forward(self, batch: PaddedBatch, stage: sb.Stage) -> Wav2Vec2Output:
         batch, chunk = batch.to(self.device), self.chunk(stage)
-        frozen = self.model.wav2vec2.feature_grad_scale == 0
-        if self.hparams.keep_latents and frozen and stage != sb.Stage.TEST:
-            return self.modules.model(None, latents=self.latents(batch, stage), chunk=chunk)
-        return self.modules.model(*batch.sig, chunk=chunk)
+        head_only = stage == sb.Stage.TRAIN and self.head_only
+        model = self.model if head_only else self.modules.model  # DDP wants all gradients
+        options = {"chunk": chunk, "head_only": head_only}
+        if self.keeps_latents and stage != sb.Stage.TEST:
+            return model(None, latents=self.latents(batch, stage), **options)
+        if stage == sb.Stage.TRAIN:
+            return model(*self.augmented(batch), **options)
+        latents = self.model.wav2vec2.extract(*batch.sig)
+        trained = self.model.wav2vec2.feature_grad_scale > 0
+        if stage == sb.Stage.VALID and trained and self.varying is None:
+            self.varying = spread(*latents)
+        return model(None, latents=latents, **options)
+
+    def augmented(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
+        """Waveforms and relative lengths, changed by what follows from seed, step and rank."""
+        if self.augment is None:
+            return batch.sig
+        random.seed(torch.initial_seed())  # an Augmenter draws from Python's numbers, too
+        return self.augment(*batch.sig)
 
     def compute_objectives(
         self, predictions: Wav2Vec2Output, batch: PaddedBatch, stage: sb.Stage
@@ -290,6 +277,8 @@ class CTCBrain(ChunkBrain):
         """Negative log-likelihood per character, in nats."""
         assert predictions.logits is not None
         vocabulary, (tokens, token_lens) = self.hparams.vocabulary, batch.tokens
+        if stage == sb.Stage.TRAIN and self.augment is not None:  # rows may have become more
+            tokens, token_lens = map(self.augment.replicate_labels, (tokens, token_lens))
         lengths = torch.round(token_lens * tokens.shape[1]).long()
         loss = F.ctc_loss(
             predictions.logits.float().log_softmax(-1).transpose(0, 1),
@@ -307,22 +296,33 @@ class CTCBrain(ChunkBrain):
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         super().on_stage_start(stage, epoch)
         self.errors: dict[ChunkConfig | None, tuple[ErrorRateStats, ErrorRateStats]] = {}
+        self.varying = None
 
     def read(self, predictions: Wav2Vec2Output, batch: PaddedBatch) -> None:
         """Decode greedily and count the errors."""
         assert predictions.logits is not None
         vocabulary = self.hparams.vocabulary
         blank = vocabulary.get_blank_index()
-        found = [
-            vocabulary.decode_tokens(tokens).split()
-            for tokens in greedy(predictions.logits, predictions.frame_lengths, blank)
+        said = greedy(predictions.logits, predictions.frame_lengths, blank)
+        rows = zip(batch.id, said, batch.wrd, strict=True)
+        silent = set(getattr(batch, "left_out", ()))  # stands for a batch without any audio
+        scored = [
+            (
+                name,
+                vocabulary.decode_tokens(tokens).split(),
+                normalize_text(text, vocabulary.letters).split(),
+            )
+            for name, tokens, text in rows
+            if name not in silent
         ]
-        truth = [vocabulary.decode_tokens(vocabulary.encode_text(t)).split() for t in batch.wrd]
         words_and_letters = (ErrorRateStats(), ErrorRateStats(split_tokens=True))
         for errors in self.errors.setdefault(self.eval_chunk, words_and_letters):
-            errors.append(batch.id, found, truth)
+            if scored:
+                errors.append(*map(list, zip(*scored, strict=True)))
 
     def score(self, stage_loss: float) -> dict[str, float]:
+        if not self.wer.scores:
+            raise BadAudio("No utterance to score: none of the audio could be read. See the log.")
         rates = {
             chunk: {
                 "WER": float(words.summarize("error_rate")),
@@ -330,7 +330,8 @@ class CTCBrain(ChunkBrain):
             }
             for chunk, (words, letters) in self.errors.items()
         }
-        return {"loss": float(stage_loss)} | self.named(rates)
+        scores = {"loss": float(stage_loss)} | self.named(rates)
+        return scores if self.varying is None else scores | {"spread": self.varying}
 
     @property
     def wer(self) -> ErrorRateStats:
@@ -346,9 +347,31 @@ class CTCBrain(ChunkBrain):
         super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TEST:
             self.test_scores = self.score(stage_loss)
+        if stage == sb.Stage.VALID:
+            frozen = self.hparams.freeze_encoder_updates
+            for text in advice(
+                self.validations, best_by=self.hparams.best_by, frozen_updates=frozen
+            ):
+                logger.warning(text)
+            self.stop_if_exhausted()
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        """What was logged about them, up to now."""
+        return [record for record in self.monitor.records if "valid_CER" in record]
+
+    def stop_if_exhausted(self) -> None:
+        """Make this the last epoch if `patience` is at its end."""
+        best_by, since = self.hparams.best_by, self.hparams.freeze_encoder_updates
+        if self.patience and exhausted(self.validations, best_by, self.patience, since):
+            logger.info("Stopped: no better %s in %d validations", best_by, self.patience)
+            self.hparams.epoch_counter.limit = self.hparams.epoch_counter.current
 
     def save(self, scores: dict[str, float]) -> None:
-        self.checkpointer.save_and_keep_only(meta=scores, min_keys=[self.hparams.best_by])
+        keep = getattr(self.hparams, "average", 1)
+        self.checkpointer.save_and_keep_only(
+            meta=scores, min_keys=[self.hparams.best_by], num_to_keep=keep
+        )
 
 
 def sample_chunk(hparams: Any, stage: sb.Stage) -> ChunkConfig | None:

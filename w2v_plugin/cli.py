@@ -1,4 +1,4 @@
-"""The command line: `w2v transcribe`, `stream`, `align`, `embed`, `units`, `convert`, `export`.
+"""The command line: `w2v transcribe`, `stream`, `align`, `embed`, `new-language` and others.
 
 Results go to stdout or where `--out` says, in the order of the files; everything else goes to
 stderr. Exit status: 0 all files done, 1 some could not be used, 2 wrong call or no model, 130
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import w2v_plugin
-from w2v_plugin import commands, stream_command
+from w2v_plugin import commands, new_language, stream_command
 from w2v_plugin.errors import NotStreamable
 from w2v_plugin.help_texts import (
     ALIGN,
@@ -26,7 +26,9 @@ from w2v_plugin.help_texts import (
     EMBED,
     EXPORT,
     INPUT_HELP,
+    LM_HELP,
     MODEL_HELP,
+    NEW_LANGUAGE,
     STREAM,
     TRANSCRIBE,
     UNITS,
@@ -146,6 +148,10 @@ def parser() -> argparse.ArgumentParser:
     six.add_argument("file", type=Path, metavar="FILE.onnx", help="must not exist yet")
     _add_language(six)
     _add_stream(added)
+    eight = _command(
+        added, "new-language", new_language.new_language, "recordings to a model", NEW_LANGUAGE
+    )
+    new_language.add_options(eight.add_argument)
     return top
 
 
@@ -218,9 +224,7 @@ def _add_search(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--beam", type=_count, metavar="N", help="hypotheses to keep (default: 50)")
     group.add_argument("--n-best", type=_count, metavar="N", help="alternatives, in JSON output")
-    group.add_argument(
-        "--lm", type=Path, metavar="FILE", help="words' n-grams: ARPA (.gz), or KenLM's binary"
-    )
+    group.add_argument("--lm", type=Path, metavar="PATH", help=LM_HELP)
     group.add_argument(
         "--lm-words", type=Path, metavar="FILE", help="the words of a binary --lm, for better texts"
     )
@@ -229,8 +233,8 @@ def _add_search(command: argparse.ArgumentParser) -> None:
         metavar="WORDS",
         help="words and phrases likely to be said, separated by commas; or a file, one a line",
     )
-    group.add_argument("--alpha", type=float, metavar="X", help="weight of --lm (default: 0.5)")
-    group.add_argument("--beta", type=float, metavar="X", help="added per word (default: 1.5)")
+    group.add_argument("--alpha", type=float, metavar="X", help="weight of --lm (0.5, or as tuned)")
+    group.add_argument("--beta", type=float, metavar="X", help="added per word (1.5, or as tuned)")
 
 
 def _add_vectors(command: argparse.ArgumentParser) -> None:

@@ -225,11 +225,9 @@ def load(
         with refused("cannot load the model", (Exception,)):  # its YAML is a program of its own
             if not _is_ours(model):
                 return interface.from_checkpoint(model, device=device, language=language, **options)
-            if language is not None:
-                raise ValueError(f"{model}: a model folder of ours has no languages to choose from")
             if device is not None:
                 options["device"] = device
-            return interface.from_hparams(model, run_opts=options)
+            return interface.from_hparams(model, language=language, run_opts=options)
     finally:
         logging.disable(before)
 
@@ -281,11 +279,11 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
                     f"--{name.replace('_', '-')} is about a language model: give --lm."
                 )
     else:
-        from w2v_plugin.ngrams import load_ngrams
+        from w2v_plugin.ngrams import load_decoding
 
         with refused("--lm"):
             words = arguments.lm_words.read_text(encoding="utf-8") if arguments.lm_words else ""
-            options["lm"] = load_ngrams(arguments.lm, words.split())
+            options = load_decoding(arguments.lm, words.split()) | options
     if arguments.hot_words is not None:
         separated = _text(arguments.hot_words).replace(",", "\n").split("\n")
         options["hot_words"] = [word.strip() for word in separated if word.strip()]

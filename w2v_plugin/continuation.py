@@ -1,4 +1,4 @@
-"""Continued pretraining: start from any checkpoint, with the head of pretraining if it has one.
+"""Start from any checkpoint: continued pretraining, with the head of pretraining if it has one.
 
 The checkpoint says what the model is, the recipe how it is trained:
 
@@ -17,10 +17,11 @@ from typing import Any
 
 from torch import nn
 
+from w2v_plugin.adaptation import merged, rebuilt
 from w2v_plugin.conversion import open_model
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
-from w2v_plugin.weights import load_strict, without_values
+from w2v_plugin.weights import load_strict
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def start_from(model: Wav2Vec2Pretraining, source: str | Path) -> bool:
     found = open_model(source)
     body = found if isinstance(found, Wav2Vec2) else found.wav2vec2
     own = model.wav2vec2.config
-    model.wav2vec2 = _rebuilt(body, {key: own[key] for key in OF_TRAINING}, str(source))
+    model.wav2vec2 = rebuilt(body, str(source), **{key: own[key] for key in OF_TRAINING})
     _fit_head(model)
     if changed := _differences(own, model.wav2vec2.config):
         logger.warning("%s sets what the recipe says otherwise: %s.", source, ", ".join(changed))
@@ -94,12 +95,84 @@ def start_from(model: Wav2Vec2Pretraining, source: str | Path) -> bool:
     return True
 
 
-def _rebuilt(body: Wav2Vec2, settings: dict[str, Any], source: str) -> Wav2Vec2:
-    """The same model with other settings."""
-    with without_values():
-        new = Wav2Vec2(**body.config | settings)
-    load_strict(new, body.state_dict(), source, take_over=True)
-    return new
+def body_of(
+    source: str | Path,
+    *,
+    adapters: str | None = None,
+    adapter_dim: int = 16,
+    lora_rank: int = 8,
+    lora_alpha: float = 16.0,
+    **training: Any,
+) -> Wav2Vec2:
+    """The body of any checkpoint, to be fine-tuned: its architecture, settings of one's own.
+
+    Parameters
+    ----------
+    source : str or Path
+        As for `start_from`. Of a folder of languages, the body that they share.
+    adapters : {None, "mms", "lora"}
+        What a language may add to it, see `LanguageAdapter` and `LowRank`. New ones start as
+        nothing; those of an MMS model go on.
+    adapter_dim : int
+        Width of the adapters with "mms"; one that has some keeps their width.
+    lora_rank, lora_alpha : int, float
+        Of the updates with "lora".
+    **training
+        What only training needs: padding, dropout, attention_dropout, activation_dropout,
+        layer_drop, feature_grad_scale, activation_checkpointing. The rest is the checkpoint's.
+
+    Raises
+    ------
+    ValueError
+        Another argument of `Wav2Vec2`, or adapters that this architecture cannot have.
+    FileNotFoundError, CheckpointMismatch
+        As `load_checkpoint`.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> from w2v_plugin.folders import save_pretrained
+    >>> tiny = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pretrained(folder, tiny)
+    ...     body = body_of(folder, adapters="lora", dropout=0.1)
+    >>> body.dim, body.config["dropout"], body.config["lora_rank"]
+    (16, 0.1, 8)
+    """
+    if unknown := sorted(training.keys() - set(OF_TRAINING)):
+        raise ValueError(
+            f"{', '.join(unknown)}: the architecture is that of {source}; only "
+            f"{', '.join(OF_TRAINING)} can be chosen."
+        )
+    if not source:
+        raise ValueError(
+            f"pretrained={source!r}, expected a model folder or a checkpoint. Training from "
+            "scratch is for recipes/finetune_ctc.py."
+        )
+    found = open_model(source)
+    body = found if isinstance(found, Wav2Vec2) else found.wav2vec2
+    if adapters == "mms":
+        dim = body.config["adapter_dim"]
+        training["adapter_dim"] = adapter_dim if dim is None else dim
+    elif adapters == "lora":
+        training |= {"lora_rank": lora_rank, "lora_alpha": lora_alpha}
+    elif adapters is not None:
+        raise ValueError(f"adapters={adapters!r}, expected mms, lora or null (train all weights).")
+    _check_adapters(body, adapters, str(source))
+    return rebuilt(merged(body), str(source), **training)
+
+
+def _check_adapters(body: Wav2Vec2, adapters: str | None, source: str) -> None:
+    """ValueError with what to do instead, for an architecture that cannot have them."""
+    if adapters is not None and body.config["conformer"] is not None:
+        raise ValueError(f"{source}: a conformer, which has no adapters. Use adapters: null.")
+    if adapters == "mms" and not body.config["norm_first"]:
+        raise ValueError(
+            f"{source}: a post-norm model, as BASE is; MMS has adapters for pre-norm models only. "
+            "Use adapters: lora."
+        )
+    if adapters == "lora" and body.config["adapter_dim"] is not None:
+        raise ValueError(f"{source} has language adapters already. Use adapters: mms.")
 
 
 def _fit_head(model: Wav2Vec2Pretraining) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from w2v_plugin.adaptation import merged
 from w2v_plugin.checkpoints import load_checkpoint, load_vocabulary
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.folders import is_folder, read_settings, save_asr, save_pretrained
 from w2v_plugin.hf_checkpoints import AnyModel
 from w2v_plugin.hf_export import export_hf, new_folder
+from w2v_plugin.language_folders import export_languages, open_language, per_language
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer, NearestQuantizer
@@ -48,7 +50,9 @@ def convert(
         with its quantizer if that is a GumbelQuantizer: transformers has no other, and gets the
         body alone. "ours": a model folder, as training writes it.
     language : str, optional
-        Of a multilingual model: its adapters, head and vocabulary.
+        Of a multilingual model: its adapters, head and vocabulary. LoRA updates become part of the
+        weights. Without it, a folder of languages of ours becomes one of transformers (to="hf"),
+        as MMS models are, if its adapters have their shape.
     precision, keep_fp32
         See `save_pretrained`; "int8" with to="ours" only.
 
@@ -82,6 +86,8 @@ def convert(
         raise ValueError(f'precision={precision!r} is a format of ours only: add to="ours".')
     small: dict[str, Any] = {"precision": precision, "keep_fp32": keep_fp32}
     with new_folder(folder) as new:  # first of all: it may be refused
+        if to == "hf" and language is None and per_language(source) is not None:
+            return vars(export_languages(source, new))["load_report"]
         model, vocabulary = open_any(source, language)
         report: LoadReport = vars(model)["load_report"]
         if to == "hf":
@@ -127,7 +133,11 @@ def open_any(
     ('Wav2Vec2', None)
     """
     if is_folder(source):
-        return open_folder(source)
+        if language is None and per_language(source) is None:
+            return open_folder(source)
+        spoken, vocabulary = open_language(source, language)
+        spoken.wav2vec2 = merged(spoken.wav2vec2)
+        return spoken, vocabulary
     model = load_checkpoint(source, language=language)
     if isinstance(model, Wav2Vec2CTC):
         return model, load_vocabulary(source, model, language)

@@ -71,25 +71,28 @@ class Wav2Vec2CTC(nn.Module):
         latents: tuple[Tensor, Tensor | None] | None = None,
         chunk: ChunkConfig | None = None,
         output_hidden_states: bool = False,
+        head_only: bool = False,
     ) -> Wav2Vec2Output:
         """(batch, samples) and relative lengths -> `Wav2Vec2Output` with logits.
 
         `latents`, what `wav2vec2.extract` returned, replace the waveforms: those of a frozen
-        extractor can be kept from epoch to epoch.
+        extractor can be kept from epoch to epoch. With `head_only`, only the head has gradients,
+        and nothing is kept for those of the rest; masks and dropout stay.
         """
-        if latents is None:
-            assert wavs is not None, "give wavs or latents"
-            latents = self.wav2vec2.extract(wavs, wav_lens)
-        features, frame_lengths = latents
-        mask, channel_mask = self.draw_masks(features, frame_lengths)
-        out = self.wav2vec2.contextualize(
-            features,
-            frame_lengths,
-            mask=mask,
-            channel_mask=channel_mask,
-            chunk=chunk,
-            output_hidden_states=output_hidden_states,
-        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not head_only):
+            if latents is None:
+                assert wavs is not None, "give wavs or latents"
+                latents = self.wav2vec2.extract(wavs, wav_lens)
+            features, frame_lengths = latents
+            mask, channel_mask = self.draw_masks(features, frame_lengths)
+            out = self.wav2vec2.contextualize(
+                features,
+                frame_lengths,
+                mask=mask,
+                channel_mask=channel_mask,
+                chunk=chunk,
+                output_hidden_states=output_hidden_states,
+            )
         out.logits = self.head(self.dropout(out.context))
         return out
 

@@ -114,6 +114,7 @@ def speech_dataset(
     min_s: float = 0.1,
     max_s: float = 30.0,
     keep_audio: bool = False,
+    evaluation: bool = False,
 ) -> DynamicItemDataset:
     """Utterances of a manifest, ready for a Brain.
 
@@ -127,6 +128,9 @@ def speech_dataset(
         Shorter and longer utterances (seconds) are left out.
     keep_audio : bool
         Keep decoded audio in memory (115 MB per hour) after its first use.
+    evaluation : bool
+        Keep utterances whose transcripts the vocabulary cannot spell, or CTC cannot say in so few
+        frames: to leave them out would flatter. What cannot be said counts as errors.
 
     Returns
     -------
@@ -138,13 +142,17 @@ def speech_dataset(
     BadManifest
         The manifest is malformed, or no utterance is left.
     """
-    rows = usable_rows(manifest, vocabulary=vocabulary, min_s=min_s, max_s=max_s)
+    rows = usable_rows(
+        manifest, vocabulary=vocabulary, min_s=min_s, max_s=max_s, evaluation=evaluation
+    )
     dataset = DynamicItemDataset(rows)
     dataset.add_dynamic_item(AudioReader(keep_audio), takes="wav", provides="sig")
     keys = ["id", "sig"]
     if vocabulary is not None:
         dataset.add_dynamic_item(
-            lambda text: torch.tensor(vocabulary.encode_text(text)), takes="wrd", provides="tokens"
+            lambda text: torch.tensor(vocabulary.encode_known(text), dtype=torch.long),
+            takes="wrd",
+            provides="tokens",
         )
         keys += ["tokens", "wrd"]
     dataset.set_output_keys(keys)
@@ -157,21 +165,29 @@ def usable_rows(
     vocabulary: CharVocabulary | None = None,
     min_s: float = 0.1,
     max_s: float = float("inf"),
+    evaluation: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Rows of a manifest by ID; the others are logged with their reasons. See `speech_dataset`."""
-    rows, left_out = {}, []
+    rows, left_out, unsayable = {}, [], 0
     for row in read_manifest(manifest):
         reason = unusable(row, vocabulary, min_s, max_s)
-        if reason:
+        if reason and not (evaluation and reason == unspeakable(row, vocabulary)):
             left_out.append(f"{manifest}:{row['line']}: {row['ID']}: {reason}")
-        else:
-            rows[row["ID"]] = row
+            continue
+        if reason:
+            unsayable += 1
+            logger.warning(
+                "Counts as errors: %s:%s: %s: %s", manifest, row["line"], row["ID"], reason
+            )
+        rows[row["ID"]] = row
     for message in left_out:
         logger.warning("Left out %s", message)
     if not rows:
         raise BadManifest("\n".join([f"{manifest}: no usable utterance.", *left_out[:5]]))
     hours = sum(row["duration"] for row in rows.values()) / 3600
     logger.info("%s: %d utterances, %.2f h; %d left out", manifest, len(rows), hours, len(left_out))
+    if unsayable:
+        logger.warning("%s: the model cannot say all of %d utterances", manifest, unsayable)
     return rows
 
 
@@ -184,14 +200,19 @@ def unusable(
         return f"{seconds:.2f} s, outside [{min_s}, {max_s}] s"
     if not Path(row["wav"]).is_file():
         return f"no such file: {row['wav']}"
+    if vocabulary is not None and not row["wrd"].strip():
+        return "empty transcript"
+    return unspeakable(row, vocabulary)
+
+
+def unspeakable(row: dict[str, str], vocabulary: CharVocabulary | None) -> str:
+    """Why CTC with this vocabulary cannot say a row's transcript, or an empty string."""
     if vocabulary is None:
         return ""
-    if not row["wrd"].strip():
-        return "empty transcript"
     if unknown := vocabulary.unknown(row["wrd"]):
         return f"characters outside the vocabulary: {' '.join(unknown)}"
     needed = ctc_frames(vocabulary.encode_text(row["wrd"]))
-    if needed > (frames := frame_lengths(round(seconds * SAMPLE_RATE))):
+    if needed > (frames := frame_lengths(round(float(row["duration"]) * SAMPLE_RATE))):
         return f"the transcript needs {needed} frames, the audio has {frames}"
     return ""
 

@@ -26,7 +26,6 @@ from w2v_plugin.attention import (
 from w2v_plugin.conformer import ConformerLayer, ConformerPositions, Surroundings
 from w2v_plugin.linear import Dropout, Linear, after_gelu
 from w2v_plugin.positions import ConvPositions
-from w2v_plugin.products import gelu
 
 
 class EncoderLayer(nn.Module):
@@ -43,12 +42,16 @@ class EncoderLayer(nn.Module):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         adapter_dim: int | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
     ) -> None:
         super().__init__()
         if adapter_dim is not None and not norm_first:
             raise ValueError(f"adapter_dim={adapter_dim} needs norm_first=True, as in MMS.")
         self.norm_first = norm_first
-        self.attention = SelfAttention(dim, heads, attention_dropout)
+        self.attention = SelfAttention(
+            dim, heads, attention_dropout, lora_rank=lora_rank, lora_alpha=lora_alpha
+        )
         self.attention_norm = nn.LayerNorm(dim)
         self.ffn_in = Linear(dim, ffn_dim)
         self.ffn_out = Linear(ffn_dim, dim)
@@ -58,10 +61,7 @@ class EncoderLayer(nn.Module):
         self.adapter = None if adapter_dim is None else LanguageAdapter(dim, adapter_dim)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        h = self.ffn_in(x)
-        if self.training and self.activation_dropout.p > 0:
-            return self.ffn_out(self.activation_dropout(gelu(h)))
-        return after_gelu(h, self.ffn_out)
+        return after_gelu(self.ffn_in(x), self.ffn_out, self.activation_dropout)
 
     def forward(self, x: Tensor, mask: Tensor | Sequence[Part] | Memory | None) -> Tensor:
         if self.norm_first:
@@ -94,6 +94,8 @@ class ContextEncoder(nn.Module):
         Positions that never look ahead, see `ConvPositions`.
     adapter_dim : int, optional
         Width of a language adapter after each layer (pre-norm only); None for none.
+    lora_rank, lora_alpha : int, float
+        Of the `LowRank` updates of attention's projections; a rank of None for none.
     conformer : {"relative", "rotary"}, optional
         Conformer layers with positions of this kind (pre-norm only); None for transformer layers.
         The convolutional positions are part of the model all the same, as published, and do
@@ -127,6 +129,8 @@ class ContextEncoder(nn.Module):
         positions_groups: int = 16,
         causal_positions: bool = False,
         adapter_dim: int | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
         conformer: str | None = None,
         conformer_kernel: int = 31,
         activation_checkpointing: bool = False,
@@ -139,13 +143,18 @@ class ContextEncoder(nn.Module):
         )
         self.conformer = None
         layer: Callable[..., nn.Module] = partial(
-            EncoderLayer, norm_first=norm_first, adapter_dim=adapter_dim
+            EncoderLayer,
+            norm_first=norm_first,
+            adapter_dim=adapter_dim,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
         )
         if conformer is not None:
-            if not norm_first or adapter_dim is not None:
+            if not norm_first or adapter_dim is not None or lora_rank is not None:
                 raise ValueError(
                     f"conformer={conformer!r} with norm_first={norm_first}, adapter_dim="
-                    f"{adapter_dim}: expected norm_first=True and adapter_dim=None, as published."
+                    f"{adapter_dim}, lora_rank={lora_rank}: expected norm_first=True, and no "
+                    "adapters, as published."
                 )
             self.conformer = ConformerPositions(conformer, dim, heads)
             self.positions.requires_grad_(False)  # DDP wants no idle parameters

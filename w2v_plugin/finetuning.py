@@ -11,11 +11,22 @@ from typing import Any
 
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.metric_stats import ErrorRateStats
 
 from w2v_plugin.attention import ChunkConfig
+from w2v_plugin.averaging import choose_weights
 from w2v_plugin.brains import CTCBrain
+from w2v_plugin.circumstances import circumstances
 from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_head, load_pretrained, save_asr
+from w2v_plugin.hypotheses import Reference, write_hypotheses
+from w2v_plugin.manifests import read_manifest
+
+# what a table of results may want to tell apart
+SETTINGS = (
+    *("pretrained", "published", "updates", "batch_s", "grad_accumulation_factor", "best_by"),
+    *("freeze_extractor", "freeze_encoder_updates", "encoder_lr", "head_lr", "patience", "average"),
+)
 
 
 def start(hparams: dict[str, Any]) -> None:
@@ -42,7 +53,7 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
     Returns
     -------
     dict
-        Scores (`WER`, `CER`, `loss`) by the name of the test set.
+        Scores (`WER`, `CER`, `loss`) and what they count, by the name of the test set.
     """
     brain = CTCBrain(
         modules=hparams["modules"],
@@ -51,53 +62,88 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    brain.fit_on(*(load_data(hparams, hparams[key]) for key in ("train_csv", "valid_csv")))
-    seconds = brain.progress.seconds  # of the whole training; the best checkpoint knows less
-    brain.on_evaluate_start(min_key=hparams["best_by"])
+    train = load_data(hparams, hparams["train_csv"])
+    valid = load_data(hparams, hparams["valid_csv"], evaluation=True)
+    brain.fit_on(train, valid)
+    progress = brain.progress  # of the whole training; the best checkpoint knows less
+    spent = {"seconds": progress.seconds, "cpu_seconds": progress.cpu_seconds}
+    weights = choose_weights(brain, valid)
     folder = Path(hparams["output_folder"])
-    run_on_main(save_asr, args=[folder / "model", hparams["model"], hparams["vocabulary"]])
+    model_folder = Path(hparams.get("model_folder", folder / "model"))
+    save = hparams.get("save", save_asr)  # transfer.py saves the adapters of a language
+    run_on_main(save, args=[model_folder, hparams["model"], hparams["vocabulary"]])
     results = test(brain, hparams)
-    run_on_main(write_results, args=[folder, brain, results, seconds])
+    report = {"weights": weights, "test": results, "valid": brain.validations, **spent}
+    run_on_main(write_results, args=[folder, describe(brain, hparams) | report, model_folder])
     return results
 
 
-def load_data(hparams: dict[str, Any], manifest: str) -> DynamicItemDataset:
+def load_data(
+    hparams: dict[str, Any], manifest: str, *, evaluation: bool = False
+) -> DynamicItemDataset:
     return speech_dataset(
         manifest,
         vocabulary=hparams["vocabulary"],
         max_s=hparams["max_s"],
         keep_audio=hparams["keep_audio"],
+        evaluation=evaluation,
     )
 
 
 def test(brain: CTCBrain, hparams: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Error rates of the best model on every test set, at every chunk size."""
+    """Error rates on every test set, at every chunk size; what was said goes into files."""
     folder = Path(hparams["output_folder"])
     results = {}
     for name, manifest in hparams["test_csvs"].items():
-        dataset = load_data(hparams, manifest)
+        dataset = load_data(hparams, manifest, evaluation=True)
+        listed = sum(1 for _ in read_manifest(manifest))
         for setting in hparams["eval_chunks"]:
             brain.eval_chunk = ChunkConfig.read(setting)
-            loader = by_length(dataset, hparams["batch_s"])
-            brain.evaluate(dataset, min_key=hparams["best_by"], test_loader_kwargs=loader)
+            brain.evaluate(dataset, test_loader_kwargs=by_length(dataset, hparams["batch_s"]))
             key = name if brain.eval_chunk is None else f"{name}_{brain.eval_chunk.name}"
-            results[key] = brain.test_scores
-            run_on_main(write_alignments, args=[brain, folder / f"wer_{key}.txt"])
+            scored = len(brain.wer.scores)
+            counts = {"utterances": scored, "left_out": listed - scored}
+            results[key] = {**brain.test_scores, **counted(brain.wer, brain.cer), **counts}
+            run_on_main(write_said, args=[folder, key, brain.wer, dataset.data])
     return results
 
 
-def write_alignments(brain: CTCBrain, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        brain.wer.write_stats(file)
+def counted(words: ErrorRateStats, characters: ErrorRateStats) -> dict[str, float]:
+    """What the error rates are shares of."""
+    return {
+        "words": sum(score["num_ref_tokens"] for score in words.scores),
+        "word_errors": sum(score["num_edits"] for score in words.scores),
+        "characters": sum(score["num_ref_tokens"] for score in characters.scores),
+        "character_errors": sum(score["num_edits"] for score in characters.scores),
+    }
 
 
-def write_results(
-    folder: Path, brain: CTCBrain, results: dict[str, dict[str, float]], seconds: float
-) -> None:
+def write_said(folder: Path, key: str, words: ErrorRateStats, rows: dict[str, Any]) -> None:
+    """References and hypotheses: aligned for people, as a table for comparisons."""
+    with (folder / f"wer_{key}.txt").open("w", encoding="utf-8") as file:
+        words.write_stats(file)
+    said = {score["key"]: " ".join(score["hyp_tokens"]) for score in words.scores}
+    texts = [Reference(i, row["spk_id"], row["wrd"]) for i, row in rows.items() if i in said]
+    write_hypotheses(folder / f"hyp_{key}.csv", texts, [said[text.id] for text in texts])
+
+
+def describe(brain: CTCBrain, hparams: dict[str, Any]) -> dict[str, Any]:
+    """How the results came about."""
+    manifests = [hparams["train_csv"], hparams["valid_csv"], *hparams["test_csvs"].values()]
+    settings = {name: hparams[name] for name in SETTINGS if name in hparams}
+    return {
+        **circumstances(brain.device, *dict.fromkeys(manifests)),
+        "seed": hparams["seed"],
+        **hparams.get("notes", {}),
+        "settings": settings | {"precision": brain.precision, "processes": brain.ranks},
+    }
+
+
+def write_results(folder: Path, report: dict[str, Any], model_folder: Path) -> None:
     """results.json, and the same for people."""
-    curve = [r for r in brain.monitor.records if "valid_WER" in r]
-    report = {"test": results, "valid": curve, "seconds": seconds}
-    (folder / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-    for name, scores in results.items():
-        print(f"{name:<24} WER {scores['WER']:6.2f} %   CER {scores['CER']:6.2f} %")
-    print(f"Model folder: {folder / 'model'}")
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    for name, scores in report["test"].items():
+        left_out = f"   ({scores['left_out']} left out)" if scores["left_out"] else ""
+        print(f"{name:<24} WER {scores['WER']:6.2f} %   CER {scores['CER']:6.2f} %{left_out}")
+    print(f"Model folder: {model_folder}")

@@ -8,7 +8,8 @@
 
 `Wav2Vec2Encoder.from_hparams` loads any kind, `Wav2Vec2ASR.from_hparams` and SpeechBrain's own
 `EncoderASR.from_hparams` load a fine-tuned one, `pretrained: <folder>` in a fine-tuning recipe
-takes any, and `start_from: <folder>` in pretraining goes on from any.
+takes any, and `start_from: <folder>` in pretraining goes on from any. Folders of several languages
+(language_folders.py) have adapters beside the first two of these files.
 """
 
 from __future__ import annotations
@@ -131,9 +132,9 @@ def save_pretrained(
     text = encoder_yaml(body, loader, precision, keep_fp32) + PRETRAINED_YAML
     if isinstance(model, Wav2Vec2Pretraining):
         text += PRETRAINING_YAML + yaml.safe_dump(pretraining_config(model), sort_keys=False)
-    with _complete(folder) as new:
+    with all_or_nothing(folder) as new:
         (new / "hyperparams.yaml").write_text(text, encoding="utf-8")
-        _save_encoder(new, body, precision, keep_fp32)
+        save_body(new, body, precision, keep_fp32)
         if isinstance(model, Wav2Vec2Pretraining):
             state = {k: v for k, v in plain_state(model).items() if not k.startswith("wav2vec2.")}
             torch.save(state, new / "pretraining.ckpt")
@@ -164,26 +165,27 @@ def save_asr(
         ).strip(),
         blank=vocabulary.get_blank_index(),
     )
-    with _complete(folder) as new:
+    with all_or_nothing(folder) as new:
         (new / "hyperparams.yaml").write_text(text, encoding="utf-8")
-        _save_encoder(new, model.wav2vec2, precision, keep_fp32)
+        save_body(new, model.wav2vec2, precision, keep_fp32)
         torch.save(plain_state(model.head), new / "head.ckpt")
         vocabulary.save(new / "tokenizer.ckpt")
 
 
 @contextmanager
-def _complete(folder: str | Path) -> Iterator[Path]:
+def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     """Where to write files that get into `folder` when all of them are complete, or none."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as new:
         yield Path(new)
-        for path in Path(new).iterdir():
+        for path in sorted(Path(new).iterdir()):
             path.replace(Path(folder) / path.name)
 
 
-def _save_encoder(
-    folder: Path, wav2vec2: Wav2Vec2, precision: str, keep_fp32: Collection[str]
+def save_body(
+    folder: Path, wav2vec2: Wav2Vec2, precision: str = "fp32", keep_fp32: Collection[str] = ()
 ) -> None:
+    """wav2vec2.ckpt; ValueError if the model is optimized."""
     if not isinstance(wav2vec2.extractor, ConvExtractor):
         raise ValueError("This model is optimized, which cannot be saved. Save it before.")
     state = plain_state(wav2vec2)

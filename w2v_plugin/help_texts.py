@@ -10,6 +10,10 @@ INPUT_HELP = (
     "audio file (wav, flac, ogg, opus, mp3; any rate and length), folder, quoted pattern "
     "('data/**/*.flac'), manifest (.csv with a column wav), or - for paths on stdin, one a line"
 )
+LM_HELP = (
+    "words' n-grams: a folder of recipes/language_model.py, with the weights tuned there; or a "
+    "file, ARPA (.gz) or KenLM's binary"
+)
 MODEL_HELP = "folder or file of a model, or its id on the Hugging Face hub"
 TRANSCRIBE = """\
 examples:
@@ -19,6 +23,7 @@ examples:
   w2v transcribe 'data/**/*.flac' --model runs/ctc/model --format json | jq -r .text
   w2v transcribe lectures/ --model runs/ctc/model --format srt --out subtitles
   find . -name '*.wav' | w2v transcribe - --model runs/ctc/model --format ctm > words.ctm
+  w2v transcribe talk.wav --model runs/ctc/model --lm runs/language_model
   w2v transcribe talk.wav --model runs/ctc/model --lm 4gram.arpa --hot-words 'Ravel,Bolero'
   w2v transcribe talk.wav --model facebook/mms-1b-all --language fra
 
@@ -116,4 +121,30 @@ on average, and then for the computing. Models that were not trained for chunks,
 cannot work in chunks, as most published ones, take --overlap: windows that see both sides, at a
 multiple of the computing. half: 2.0 times, a sound waits 1505 ms at most; accurate: 7.8 times,
 965 ms; fast: 8.3 times, 645 ms.
+"""
+NEW_LANGUAGE = """\
+examples:
+  w2v new-language --audio recordings --pretrained runs/english/model --out runs/german
+  w2v new-language --audio clips --text said.txt --pretrained facebook/wav2vec2-xls-r-300m \\
+      --out runs/malayalam --run --device cuda
+  w2v new-language --audio corpus.tsv --pretrained runs/english/model --out runs/german \\
+      --map '& = und ' --inside "'-" --digits spell --text-language de
+  w2v new-language --audio data/train --pretrained runs/world/model --out runs/mal \\
+      --adapters mms --language mal --run
+
+PATH of --audio is a folder of recordings with a text file of the same name beside each, a table
+(tsv, csv, JSON lines), a Kaldi or ESPnet data directory, or lists of lhotse; it is looked at, and
+said what it was taken for. --text names a list of "name text" lines, a table or a folder where
+texts lie elsewhere. MODEL of --pretrained is a model folder or any checkpoint, pretrained or
+fine-tuned for another language; a hub id is downloaded.
+
+What happens, each step with its report:
+  1  the recordings are listed
+  2  they are split into train, dev and test: whole speakers where there are three or more
+  3  every file is decoded and checked, every text read: FOLDER/raw, with data cards
+  4  texts are normalized, the vocabulary built: FOLDER/data, with text_report.md (read it)
+  5  settings are chosen from the hours and the size of the model: FOLDER/train.yaml
+
+It ends with the command that trains; --run goes on with it. What cannot be used is left out, named
+and counted; nothing is trained on a text that is not in data/train.csv word for word.
 """

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
+from w2v_plugin.attention import PROJECTIONS
 from w2v_plugin.conformer import BASE, KINDS
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
@@ -44,6 +45,13 @@ HF_NAMES: Names = {
     "encoder.layers.{}.ffn_out": "encoder.layers.{}.feed_forward.output_dense",
     "encoder.layers.{}.ffn_norm": "encoder.layers.{}.final_layer_norm",
     "encoder.layers.{}.adapter": "encoder.layers.{}.adapter_layer",
+    **{  # transformers leaves these to PEFT, whose names they are
+        f"encoder.layers.{{}}.attention.lora.{ours}.{part}": (
+            f"encoder.layers.{{}}.attention.{ours}_proj.lora_{letter}.weight"
+        )
+        for ours in PROJECTIONS
+        for part, letter in (("down", "A"), ("up", "B"))
+    },
     "encoder.layers.{}.ffn_1.norm": "encoder.layers.{}.ffn1_layer_norm",
     "encoder.layers.{}.ffn_1.linear_1": "encoder.layers.{}.ffn1.intermediate_dense",
     "encoder.layers.{}.ffn_1.linear_2": "encoder.layers.{}.ffn1.output_dense",

@@ -65,7 +65,7 @@ def export_hf(
     """
     files = {"config": _config(model), "preprocessor_config": _preprocessor(model)}
     if vocabulary is not None:
-        files |= _tokenizer(vocabulary)
+        files |= tokenizer_files(vocabulary)
         blank = files["vocab"][files["tokenizer_config"]["pad_token"]]
         files["config"]["pad_token_id"] = blank
     body = CONFORMER_BODY if files["config"]["model_type"] == CONFORMER else BODY
@@ -114,6 +114,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 def _config(model: AnyModel) -> dict[str, Any]:
     """config.json of `model`."""
     wav2vec2 = model if isinstance(model, Wav2Vec2) else model.wav2vec2
+    if wav2vec2.config["lora_rank"] is not None:
+        raise CheckpointMismatch("transformers has no LoRA in a model. Export `merged(body)`.")
     for name, value in (("causal_positions", True), ("extractor_norm", "none")):
         if wav2vec2.config[name] == value:
             raise CheckpointMismatch(
@@ -160,8 +162,8 @@ def _preprocessor(model: AnyModel) -> dict[str, Any]:
     }
 
 
-def _tokenizer(vocabulary: CharVocabulary) -> dict[str, Any]:
-    """vocab.json and tokenizer_config.json."""
+def tokenizer_files(vocabulary: CharVocabulary) -> dict[str, Any]:
+    """Contents of vocab.json and tokenizer_config.json."""
     symbols = dict(sorted(vocabulary.lab2ind.items(), key=lambda item: item[1]))
     blank = vocabulary.blank_label
     if blank == "<s>" and BLANK in symbols:  # fairseq's names of the same two rows

@@ -77,12 +77,15 @@ class Wav2Vec2ASR(Interface):
         return self.hparams.tokenizer
 
     def set_language(self, language: str) -> None:
-        """Switch a multilingual model (MMS) to another language; see `set_language`.
+        """Switch a multilingual model to another language; see `set_language`.
 
         Decoding is greedy afterwards: a language model or hot words belong to a language.
         """
         if self.source is None:
-            raise ValueError("This model was not loaded with from_checkpoint, which has languages.")
+            raise ValueError(
+                "This model has no languages to choose from. Load a folder of languages, or an MMS "
+                "model with from_checkpoint."
+            )
         model = self.mods["model"]
         self.hparams.tokenizer = set_language(model, self.source, language)
         self.search, self.n_best = None, 1

@@ -220,9 +220,9 @@ def compare(
     -------
     dict of str to list of dict
         "curves": `error` in percent, `by_seed`. "differences", of every two arms: `points` of
-        percent, `arm` less `other`, and `ratio`, `arm` by `other`. "labels_needed", of every two arms: `other_minutes` until
-        `other` has the error that `arm` has, as text, since it can lie outside of the curve.
-        Intervals end in `_95`.
+        percent, `arm` less `other`, and `ratio`, `arm` by `other`. "labels_needed", of every two
+        arms: `other_minutes` until `other` has the error that `arm` has, as text, since it can lie
+        outside of the curve. Intervals end in `_95`.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Multilingual models (MMS): one body for all, and per language adapters, head and vocabulary."""
+"""Multilingual models: one body for all, and per language adapters, head and vocabulary (MMS)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from w2v_plugin.adaptation import ADAPTERLESS, of_language
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.fairseq_checkpoints import read_fairseq
 from w2v_plugin.hf_checkpoints import AnyModel, find_file, hf_name, hf_vocabulary
@@ -28,7 +29,8 @@ def set_language(model: AnyModel, source: str | Path, language: str) -> CharVoca
         Loaded from `source`; changed in place, or not at all if anything does not fit.
     source : str or Path
         The folder or hub repository with the files `adapter.<language>.safetensors` (or `.bin`)
-        and a vocab.json with one vocabulary per language, or a file of fairseq that holds all.
+        and a vocab.json with one vocabulary per language (`save_language` writes such folders,
+        too), or a file of fairseq that holds all.
     language : str
         As the files are named, such as "eng" or "zho-script_simplified".
 
@@ -61,7 +63,9 @@ def set_language(model: AnyModel, source: str | Path, language: str) -> CharVoca
     ...     set_language(model, folder, "fra").decode_tokens([2, 1, 2])
     'é é'
     """
-    if not isinstance(model, Wav2Vec2CTC) or model.wav2vec2.config["adapter_dim"] is None:
+    if not isinstance(model, Wav2Vec2CTC) or not any(
+        model.wav2vec2.config[key] is not None for key in ADAPTERLESS
+    ):
         raise ValueError(
             f"{source}: a {type(model).__name__} without language adapters has no languages to "
             "choose from. Leave out the language, or load an MMS model such as "
@@ -118,7 +122,7 @@ def exchange(
     """Put adapters and head into `model`, all of them or none; see `load_strict`."""
 
     def changing(name: str) -> str | None:
-        return names(name) if ".adapter." in name or name.startswith("head.") else None
+        return names(name) if of_language(name) else None
 
     old = model.head
     rows = len(state.get(names("head.bias") or "", ()))

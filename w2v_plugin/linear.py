@@ -19,6 +19,7 @@ from w2v_plugin.products import available, gelu, product
 
 AVAILABLE = available()
 LEVELS = 1 << 16  # of a random number that decides on one element
+DROPPED = -1e4  # GELU and its slope are exactly zero here
 
 
 def fast(x: Tensor) -> bool:
@@ -53,20 +54,38 @@ class _Linear(torch.autograd.Function):
 
 
 class _GeluLinear(torch.autograd.Function):
+    """With dropout in between: what is dropped becomes so negative that GELU and its slope are zero
+    there, so that no mask is kept either."""
+
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, p: float
+    ) -> Tensor:
+        ctx.scale = 1.0  # type: ignore[attr-defined]
+        if p > 0:
+            mask, ctx.scale = keep_mask(x.shape, p)  # type: ignore[attr-defined]
+            x = torch.where(mask, x, x.new_tensor(DROPPED))
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
-        return product(F.gelu(x), weight, bias)
+        return product(activated(x, ctx.scale), weight, bias)  # type: ignore[attr-defined]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad_x, *others = gradients(ctx.needs_input_grad, rows(grad), F.gelu(x), weight)  # type: ignore[attr-defined]
+        scale = ctx.scale  # type: ignore[attr-defined]
+        needed = ctx.needs_input_grad  # type: ignore[attr-defined]
+        grad_x, *others = gradients(needed, rows(grad), activated(x, scale), weight)
         if grad_x is not None:
             torch.ops.aten.gelu_backward.grad_input(grad_x, x, grad_input=grad_x)
-        return grad_x, *others
+            if scale != 1.0:
+                grad_x.mul_(scale)
+        return grad_x, *others, None
+
+
+def activated(x: Tensor, scale: float) -> Tensor:
+    y = F.gelu(x)
+    return y if scale == 1.0 else y.mul_(scale)
 
 
 def gradients(
@@ -105,8 +124,8 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def after_gelu(x: Tensor, layer: nn.Module) -> Tensor:
-    """`layer(F.gelu(x))`; in training, only x is kept for the backward pass.
+def after_gelu(x: Tensor, layer: nn.Module, dropout: nn.Dropout | None = None) -> Tensor:
+    """`layer(dropout(F.gelu(x)))`; in training, only x is kept for the backward pass.
 
     Example
     -------
@@ -114,9 +133,11 @@ def after_gelu(x: Tensor, layer: nn.Module) -> Tensor:
     >>> torch.allclose(after_gelu(x, layer), layer(F.gelu(x)), atol=1e-5)
     True
     """
-    if isinstance(layer, Linear) and torch.is_grad_enabled() and fast(x):
-        return _GeluLinear.apply(x, layer.weight, layer.bias)
-    return layer(gelu(x))
+    p = dropout.p if dropout is not None and dropout.training else 0.0
+    if isinstance(layer, Linear) and torch.is_grad_enabled() and fast(x) and p < 1.0:
+        return _GeluLinear.apply(x, layer.weight, layer.bias, p)
+    y = gelu(x)
+    return layer(y if dropout is None or p == 0 else dropout(y))
 
 
 def keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> tuple[Tensor, float]:

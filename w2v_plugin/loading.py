@@ -22,6 +22,7 @@ from w2v_plugin.checkpoints import AnyModel, load_checkpoint
 from w2v_plugin.compression import optimize
 from w2v_plugin.devices import Choice, choose
 from w2v_plugin.frames import HOP
+from w2v_plugin.language_folders import choose_language, open_language, per_language
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.overlap import Windows
@@ -82,7 +83,12 @@ class Interface(Pretrained):
 
     @classmethod
     def from_hparams(
-        cls, source: PathLike, hparams_file: str = "hyperparams.yaml", **kwargs: Any
+        cls,
+        source: PathLike,
+        hparams_file: str = "hyperparams.yaml",
+        *,
+        language: str | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Load a model folder written by our recipes.
 
@@ -93,6 +99,9 @@ class Interface(Pretrained):
             run code: use sources that you trust. Nothing is written for a local folder.
         hparams_file : str
             Name of the YAML file inside.
+        language : str, optional
+            Of a local folder of languages (`save_language`), see `set_language`; None for the only
+            one. A class that does not transcribe gets vectors of the body that all share then.
         **kwargs
             As in SpeechBrain: `savedir`, `overrides`, and run_opts={"device": "cuda",
             "precision": "fp16"} with the values of `from_checkpoint`, whose `keep_fp32` and
@@ -104,17 +113,38 @@ class Interface(Pretrained):
             No such folder, or it is of another kind.
         CheckpointMismatch
             The weights do not fit the model that the YAML file describes.
+        ValueError
+            There is no such language, or several to choose from.
         """
         folder = Path(source).expanduser()
         if folder.is_dir():
             _check_folder(folder, hparams_file)
             source = folder
+            speaks = "model" in cls.MODULES_NEEDED and per_language(folder) is not None
+            if language is not None or speaks:
+                return cls._in_language(folder, language, **kwargs)
         elif folder.is_absolute() or len(folder.parts) != 2:
             raise FileNotFoundError(
                 f"{source}: no such folder. Expected a folder with {hparams_file}, such as "
                 "<output_folder>/model, or the id of a Hugging Face repository."
             )
+        if language is not None:
+            raise ValueError(
+                f"language={language!r}: {source} is no local folder. Download it first, or load "
+                "an MMS model with from_checkpoint."
+            )
         return super().from_hparams(str(source), hparams_file, **kwargs)
+
+    @classmethod
+    def _in_language(
+        cls, folder: Path, language: str | None, run_opts: dict[str, Any] | None = None
+    ) -> Self:
+        """From a folder of languages; only `run_opts` of what SpeechBrain knows means something."""
+        language = choose_language(folder, language)
+        model, _ = open_language(folder, language)
+        instance = cls(*cls._adopt(model, folder, language), run_opts=run_opts)
+        instance.source = folder
+        return instance
 
     @classmethod
     def from_checkpoint(

@@ -3,78 +3,52 @@
 One format for everything, and SpeechBrain's own: `ID,duration,wav,spk_id,wrd`, duration in seconds,
 `wav` an absolute path, `wrd` empty where nothing was transcribed. A manifest is written once, after
 every file in it has been decoded from beginning to end, so that training never meets a broken file
-at three in the morning. Surprising: headers alone do not tell; a truncated FLAC opens normally and
-promises its full length.
+at three in the morning. Surprising: what is left out is as much a part of the result as what is
+kept; it stands beside the manifest, each line with its reason.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from w2v_plugin.audio import read_audio
-from w2v_plugin.errors import BadAudio, BadManifest
-from w2v_plugin.frames import SAMPLE_RATE
+from w2v_plugin.checks import Utterance, Verdict, check_all
+from w2v_plugin.errors import BadManifest
 from w2v_plugin.text import clean_text
+
+__all__ = ["COLUMNS", "Summary", "Utterance", "read_manifest", "skipped_path", "write_manifest"]
 
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 SHOWN_REASONS = 5  # of the skipped files, in an error message; all of them are in the file
 
 
 @dataclass(frozen=True)
-class Utterance:
-    """One recording as a corpus lists it, not yet checked.
-
-    Parameters
-    ----------
-    id : str
-        Unique within the manifest.
-    wav : Path
-        The audio file.
-    speaker : str
-        Any name that tells speakers apart.
-    text : str
-        The transcript; empty for unlabelled audio.
-    source : str
-        "file:line" where the corpus lists it, so that errors can point there.
-    """
-
-    id: str
-    wav: Path
-    speaker: str
-    text: str = ""
-    source: str = ""
-
-
-@dataclass(frozen=True)
 class Summary:
-    """What `write_manifest` wrote; `print` it."""
+    """What was written; `print` it. `warnings` are about what it shares with other manifests."""
 
     path: Path
     utterances: int
     seconds: float
     speakers: int
     skipped: int
+    flagged: int = 0
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         hours = f"{self.seconds / 3600:.2f} h" if self.seconds >= 360 else f"{self.seconds:.1f} s"
-        line = f"{self.path}: {self.utterances} utterances, {hours}, {self.speakers} speakers"
+        speakers = f"{self.speakers} speakers" if self.speakers else "speakers not known"
+        line = f"{self.path}: {self.utterances} utterances, {hours}, {speakers}"
         if self.skipped:
             line += f"; {self.skipped} skipped (see {skipped_path(self.path)})"
-        return line
-
-
-def check_audio(path: str | Path) -> float:
-    """Seconds of a file, known from decoding all of it; raises `BadAudio`."""
-    return len(read_audio(path)) / SAMPLE_RATE
+        if self.flagged:
+            line += f"; {self.flagged} to look at (see {flagged_path(self.path)})"
+        return "\n".join([line, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def skipped_path(path: str | Path) -> Path:
@@ -82,25 +56,32 @@ def skipped_path(path: str | Path) -> Path:
     return Path(path).with_suffix(".skipped.tsv")
 
 
+def flagged_path(path: str | Path) -> Path:
+    """Where kept utterances that look wrong are listed: `train.csv` -> `train.flagged.tsv`."""
+    return Path(path).with_suffix(".flagged.tsv")
+
+
 def write_manifest(
     path: str | Path,
     utterances: Iterable[Utterance],
     *,
-    workers: int = 2,
+    workers: int | None = None,
     max_s: float | None = None,
     min_s: float | None = None,
     need_text: bool = False,
 ) -> Summary:
     """Check every file and write the usable ones, in the given order.
 
+    For the data card and flags, and for several manifests at once: `preparation.prepare`.
+
     Parameters
     ----------
     path : str or Path
         The manifest; replaced only once the new one is complete.
     utterances : iterable of Utterance
-        What the corpus lists.
-    workers : int
-        Files decoded at a time.
+        What the corpus lists: whole files, no parts of longer ones.
+    workers : int, optional
+        Files decoded at a time; one per processor if not given.
     max_s, min_s : float, optional
         Longest and shortest utterance to accept, in seconds.
     need_text : bool
@@ -114,31 +95,17 @@ def write_manifest(
     Raises
     ------
     BadManifest
-        An id is listed twice, or no utterance is usable.
+        An id is listed twice, a part is listed, or no utterance is usable.
     """
     path, listed = Path(path), list(utterances)
-    _refuse_duplicates(listed)
-
-    def judge(utterance: Utterance) -> tuple[float, str]:
-        return _judge(utterance, max_s=max_s, min_s=min_s, need_text=need_text)
-
-    with ThreadPoolExecutor(workers) as pool:  # threads do: decoding releases the GIL
-        bar = tqdm(pool.map(judge, listed), total=len(listed), desc=path.name, disable=None)
-        verdicts = list(bar)
-    judged = list(zip(listed, verdicts, strict=True))
-    kept = [(utterance, seconds) for utterance, (seconds, reason) in judged if not reason]
-    skipped = [(utterance, reason) for utterance, (_, reason) in judged if reason]
-    _write_skipped(skipped_path(path), skipped)
-    if not kept:
-        raise BadManifest(_nothing_left(path, skipped))
-    _write_rows(path, COLUMNS, [_row(utterance, seconds) for utterance, seconds in kept], ",")
-    return Summary(
-        path=path,
-        utterances=len(kept),
-        seconds=sum(seconds for _, seconds in kept),
-        speakers=len({utterance.speaker for utterance, _ in kept}),
-        skipped=len(skipped),
+    refuse_duplicates(listed)
+    refuse_parts(listed)
+    verdicts = check_all(
+        listed, title=path.name, workers=workers, max_s=max_s, min_s=min_s, need_text=need_text
     )
+    refuse_nothing(path, verdicts)
+    write_files(manifest_files(path, verdicts))
+    return summarize(path, verdicts)
 
 
 def read_manifest(path: str | Path) -> list[dict[str, Any]]:
@@ -179,7 +146,8 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _refuse_duplicates(listed: list[Utterance]) -> None:
+def refuse_duplicates(listed: Sequence[Utterance]) -> None:
+    """`BadManifest` naming both lines where an id is used twice."""
     first: dict[str, Utterance] = {}
     for utterance in listed:
         other = first.setdefault(utterance.id, utterance)
@@ -190,55 +158,97 @@ def _refuse_duplicates(listed: list[Utterance]) -> None:
             )
 
 
-def _judge(
-    utterance: Utterance, *, max_s: float | None, min_s: float | None, need_text: bool
-) -> tuple[float, str]:
-    """Seconds, and why the utterance cannot be used ("" where it can)."""
-    if need_text and not clean_text(utterance.text):
-        return 0.0, "empty transcript"
+def refuse_parts(listed: Iterable[Utterance]) -> None:
+    """`BadManifest` where a part of a longer recording is listed: a manifest names whole files."""
+    for utterance in listed:
+        if utterance.is_part and not utterance.problem:
+            raise BadManifest(
+                f"{utterance.source}: {utterance.id!r} is a part of {utterance.wav}. Name a folder "
+                "for the parts with --cut-to: they are cut to files there."
+            )
+
+
+def refuse_nothing(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """`BadManifest` where no utterance is usable; the reasons are written beside the manifest."""
+    if not verdicts:
+        raise BadManifest(
+            f"{path}: no utterances were listed. Check the corpus folder and the filters."
+        )
+    if all(verdict.reason for verdict in verdicts):
+        write_files({skipped_path(path): _skipped_content(verdicts)})
+        lines = [f"  {each.utterance.source}: {each.reason}" for each in verdicts[:SHOWN_REASONS]]
+        head = f"{path}: none of {len(verdicts)} utterances is usable (see {skipped_path(path)}):"
+        raise BadManifest("\n".join([head, *lines]))
+
+
+def summarize(
+    path: Path, verdicts: Sequence[Verdict], flagged: int = 0, warnings: Sequence[str] = ()
+) -> Summary:
+    """Counts of the kept and the skipped."""
+    kept = [verdict for verdict in verdicts if not verdict.reason]
+    return Summary(
+        path=path,
+        utterances=len(kept),
+        seconds=sum(verdict.facts.seconds for verdict in kept if verdict.facts),
+        speakers=len({verdict.utterance.speaker for verdict in kept} - {""}),
+        skipped=sum(bool(verdict.reason) for verdict in verdicts),
+        flagged=flagged,
+        warnings=tuple(warnings),
+    )
+
+
+def manifest_files(path: Path, verdicts: Sequence[Verdict]) -> dict[Path, bytes | None]:
+    """The manifest and the list of what is left out, as `write_files` wants them."""
+    rows = [
+        _row(verdict.utterance, verdict.facts.seconds)
+        for verdict in verdicts
+        if verdict.facts and not verdict.reason
+    ]
+    return {path: table(COLUMNS, rows, ","), skipped_path(path): _skipped_content(verdicts)}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], delimiter: str) -> bytes:
+    """A CSV or TSV file as UTF-8."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def write_files(files: Mapping[Path, bytes | None]) -> None:
+    """Write all of them beside their targets, then rename: a reader sees the old or the new ones.
+
+    None removes a file: an earlier run's reasons would mislead.
+    """
+    parts = {}
     try:
-        seconds = check_audio(utterance.wav)
-    except BadAudio as error:
-        return 0.0, clean_text(str(error))
-    if max_s is not None and seconds > max_s:
-        return seconds, f"{seconds:.2f} s long, the longest accepted is {max_s:g} s"
-    if min_s is not None and seconds < min_s:
-        return seconds, f"{seconds:.2f} s long, the shortest accepted is {min_s:g} s"
-    return seconds, ""
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if content is not None:
+                parts[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
+                parts[path].write_bytes(content)
+        for path, part in parts.items():
+            part.replace(path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)  # after a full disk; renamed ones are gone already
+    for path in files.keys() - parts.keys():
+        path.unlink(missing_ok=True)
+
+
+def _skipped_content(verdicts: Iterable[Verdict]) -> bytes | None:
+    rows = [
+        (verdict.utterance.source, str(verdict.utterance.wav), verdict.reason)
+        for verdict in verdicts
+        if verdict.reason
+    ]
+    return table(("source", "wav", "reason"), rows, "\t") if rows else None
 
 
 def _row(utterance: Utterance, seconds: float) -> tuple[str, ...]:
     wav, text = utterance.wav.resolve(), clean_text(utterance.text)
     return utterance.id, f"{seconds:.4f}", str(wav), utterance.speaker, text
-
-
-def _write_skipped(path: Path, skipped: list[tuple[Utterance, str]]) -> None:
-    if not skipped:
-        path.unlink(missing_ok=True)  # an earlier run's reasons would mislead
-        return
-    rows = [(utterance.source, str(utterance.wav), reason) for utterance, reason in skipped]
-    _write_rows(path, ("source", "wav", "reason"), rows, "\t")
-
-
-def _write_rows(
-    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], delimiter: str
-) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.writer(lines, delimiter=delimiter, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    part.replace(path)
-
-
-def _nothing_left(path: Path, skipped: list[tuple[Utterance, str]]) -> str:
-    if not skipped:
-        return f"{path}: no utterances were listed. Check the corpus folder and the filters."
-    shown = [f"  {utterance.source}: {reason}" for utterance, reason in skipped[:SHOWN_REASONS]]
-    head = f"{path}: none of {len(skipped)} utterances is usable (see {skipped_path(path)}):"
-    return "\n".join([head, *shown])
 
 
 def _checked_row(

@@ -70,6 +70,9 @@ class Wav2Vec2(Streamable):
         fully causal then.
     adapter_dim : int, optional
         Width of the language adapters of an MMS model; None for none. See `set_language`.
+    lora_rank, lora_alpha : int, float
+        Of `LowRank` updates of attention's projections, the other kind of adapters; a rank of None
+        for none.
     conformer : {"relative", "rotary"}, optional
         Conformer layers with positions of this kind; None for transformer layers. Needs
         norm_first=True, and cannot work in chunks: the convolutions look ahead.
@@ -109,6 +112,8 @@ class Wav2Vec2(Streamable):
         positions_groups: int = 16,
         causal_positions: bool = False,
         adapter_dim: int | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
         conformer: str | None = None,
         conformer_kernel: int = 31,
         activation_checkpointing: bool = False,
@@ -142,6 +147,8 @@ class Wav2Vec2(Streamable):
             positions_groups=positions_groups,
             causal_positions=causal_positions,
             adapter_dim=adapter_dim,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
             conformer=conformer,
             conformer_kernel=conformer_kernel,
             activation_checkpointing=activation_checkpointing,

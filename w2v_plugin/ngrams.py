@@ -11,6 +11,7 @@ not compare the counts of the header, so both are done here.
 from __future__ import annotations
 
 import gzip
+import json
 import math
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from speechbrain.lm.ngram import BackoffNgramLM
 
 START, END, UNKNOWN = "<s>", "</s>", ("<unk>", "<UNK>")
 GZIP, KENLM = b"\x1f\x8b", b"mmap lm "  # first bytes of a file
+DECODING = {"alpha": float, "beta": float, "oov": float, "beam": int}  # what is tuned, see beam.py
 
 
 class NgramLM(Protocol):
@@ -84,6 +86,55 @@ def load_ngrams(path: str | Path, words: Iterable[str] = ()) -> NgramLM:
             f"{path}: not a whole ARPA file: {error}. Expected \\data\\ with counts, the n-grams "
             "of every order, \\end\\; fetch or write it again."
         ) from error
+
+
+def load_decoding(path: str | Path, words: Iterable[str] = ()) -> dict[str, Any]:
+    r"""Options of `BeamSearch` for a language model, with the weights that were tuned for it.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder that recipes/language_model.py wrote, or a file for `load_ngrams`, which has no
+        weights.
+    words : iterable of str
+        See `load_ngrams`.
+
+    Returns
+    -------
+    dict
+        `lm`, and for a folder `alpha`, `beta`, `oov` and `beam`.
+
+    Raises
+    ------
+    FileNotFoundError, ImportError, ValueError
+        As `load_ngrams`; also if the folder is not complete.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> arpa = "\\data\\\nngram 1=1\n\n\\1-grams:\n-1.0 HI\n\n\\end\\"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "lm.arpa").write_text(arpa)
+    ...     weights = '{"alpha": 0.7, "beta": 1.0, "oov": -5.0, "beam": 50}'
+    ...     _ = Path(folder, "decoding.json").write_text(weights)
+    ...     options = load_decoding(folder)
+    >>> options["alpha"], "HI" in options["lm"]  # asr.decode_with(**options)
+    (0.7, True)
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return {"lm": load_ngrams(path, words)}
+    weights = path / "decoding.json"
+    try:
+        tuned = json.loads(weights.read_text(encoding="utf-8"))
+        options = {name: kind(tuned[name]) for name, kind in DECODING.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no folder of recipes/language_model.py that is complete: decoding.json "
+            f"cannot be read ({type(error).__name__}: {error}). Run the recipe again, or name an "
+            "ARPA file."
+        ) from error
+    return {"lm": load_ngrams(path / "lm.arpa", words), **options}
 
 
 class ArpaLM:

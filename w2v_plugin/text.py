@@ -1,7 +1,12 @@
-"""Text <-> tokens at character level.
+"""Text <-> tokens.
 
 The published English vocabulary: 32 symbols, `<pad>` (the CTC blank) first, `|` between words,
 upper-case letters by frequency. Tokens of a checkpoint fine-tuned elsewhere keep their meaning.
+
+A letter is what one token says: a character, a character with marks that Unicode does not compose
+with it (Yoruba ọ́), or a piece of a word. Texts are cut into the longest letters that fit, words
+of a vocabulary of pieces as their sentencepiece model cuts them; `|` is a symbol of its own in
+all of them, so whatever decodes need not know which kind it has.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from speechbrain.dataio.encoder import CTCTextEncoder
+
+from w2v_plugin.pieces import cut
 
 BLANK, SPECIALS, WORD_BOUNDARY = "<pad>", ("<s>", "</s>", "<unk>"), "|"
 ENGLISH = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
@@ -43,17 +50,20 @@ def normalize_text(text: str, letters: Iterable[str] = ENGLISH) -> str:
     text = clean_text(text)
     letters = "".join(letters)
     if letters == letters.upper():
-        return text.upper()
+        return text.replace("ß", "ẞ" if "ẞ" in letters else "SS").upper()
     return text.lower() if letters == letters.lower() else text
 
 
 class CharVocabulary(CTCTextEncoder):
-    """Characters and special symbols with fixed indices; a SpeechBrain label encoder.
+    """Letters and special symbols with fixed indices; a SpeechBrain label encoder.
 
     Parameters
     ----------
     letters : str or sequence of str
-        The characters, in the order of their indices (5 and up).
+        The characters or pieces of words, in the order of their indices (5 and up).
+    pieces : str, optional
+        The sentencepiece model that cuts words into them, see `train_pieces`; without it, the
+        longest letters that fit are taken. Saved and loaded with the rest.
 
     Example
     -------
@@ -62,10 +72,13 @@ class CharVocabulary(CTCTextEncoder):
     (32, [7, 4, 19, 7, 6])
     >>> vocabulary.decode_tokens([7, 4, 19, 7, 6])
     'A CAT'
+    >>> CharVocabulary(["o", "ọ", "ọ́"]).encode_text("ọ́ọo")
+    [7, 6, 5]
     """
 
-    def __init__(self, letters: Sequence[str] = ENGLISH) -> None:
+    def __init__(self, letters: Sequence[str] = ENGLISH, pieces: str | None = None) -> None:
         super().__init__()
+        self.pieces = pieces
         for label in (BLANK, *SPECIALS, WORD_BOUNDARY, *letters):
             self.add_label(label)
         self.blank_label = BLANK
@@ -188,6 +201,27 @@ class CharVocabulary(CTCTextEncoder):
         """Whether a label is the blank or in angle or square brackets: never part of a text."""
         return label == self.blank_label or SPECIAL.fullmatch(label) is not None
 
+    def units(self, text: str) -> list[str]:
+        """Letters of the normalized text, and on their own: spaces, and characters without a token.
+
+        Example
+        -------
+        >>> CharVocabulary(["ch", "c", "a"]).units("ach c!")
+        ['a', 'ch', ' ', 'c', '!']
+        """
+        letters = self.letters
+        text = normalize_text(text, letters)
+        if self.pieces is None:
+            longest_first = sorted(letters, key=len, reverse=True)
+            return re.findall("|".join([*map(re.escape, longest_first), "."]), text, re.DOTALL)
+        known = set(letters)
+        units: list[str] = []
+        for word in text.split():
+            units += [" "] * bool(units)
+            for piece in cut(self.pieces, word):
+                units += [piece] if piece in known else piece
+        return units
+
     def unknown(self, text: str) -> list[str]:
         """Characters of the normalized text that have no token, sorted.
 
@@ -196,17 +230,39 @@ class CharVocabulary(CTCTextEncoder):
         >>> CharVocabulary().unknown("naïve, 2")
         [',', '2', 'Ï']
         """
-        return sorted(set(normalize_text(text, self.letters)) - set(self.letters) - {" "})
+        return sorted(set(self.units(text)) - self._tokens().keys())
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of a text; ValueError if a character has none."""
-        if unknown := self.unknown(text):
+        tokens, units = self._tokens(), self.units(text)
+        if unknown := sorted(set(units) - tokens.keys()):
             raise ValueError(
                 f"{text!r} has characters outside the vocabulary: {' '.join(unknown)}. "
                 "Spell them out, or build a vocabulary that has them."
             )
-        text = normalize_text(text, self.letters).replace(" ", WORD_BOUNDARY)
-        return [self.lab2ind[character] for character in text]
+        return [tokens[unit] for unit in units]
+
+    def encode_known(self, text: str) -> list[int]:
+        """As `encode_text`, with `<unk>` (if there is one) for characters that have no token.
+
+        For texts that are only compared with what a model says: what it cannot say is an error
+        of the model, not a reason to leave the utterance out.
+
+        Example
+        -------
+        >>> CharVocabulary().encode_known("a 2")
+        [7, 4, 3]
+        """
+        tokens = self._tokens()
+        nothing = self.lab2ind.get("<unk>", self.lab2ind.get("[UNK]"))
+        found = (tokens.get(unit, nothing) for unit in self.units(text))
+        return [token for token in found if token is not None]
+
+    def _tokens(self) -> dict[str, int]:
+        """Of everything that texts consist of."""
+        tokens = {letter: self.lab2ind[letter] for letter in self.letters}
+        boundary = self.lab2ind.get(WORD_BOUNDARY)
+        return tokens if boundary is None else tokens | {" ": boundary}
 
     def decode_tokens(self, tokens: Iterable[int]) -> str:
         """Text of collapsed tokens (no blanks, no repeats); special symbols are dropped."""
@@ -226,6 +282,14 @@ class CharVocabulary(CTCTextEncoder):
                 "folder that training wrote."
             ) from error
 
+    def _get_extras(self) -> dict[str, Any]:
+        extras = super()._get_extras()
+        return extras if self.pieces is None else {**extras, "pieces": self.pieces}
+
+    def _set_extras(self, extras: dict[str, Any]) -> None:
+        super()._set_extras(extras)
+        self.pieces = extras.get("pieces")
+
     def decode_ndim(self, x: Any) -> Any:
         """As in `CTCTextEncoder`, but with a space for `|` and nothing for special symbols."""
         label = super().decode_ndim(x)
@@ -234,7 +298,7 @@ class CharVocabulary(CTCTextEncoder):
         return "" if isinstance(label, str) and self.is_special(label) else label
 
 
-def ctc_frames(tokens: Sequence[int]) -> int:
+def ctc_frames(tokens: Sequence[int] | Sequence[str]) -> int:
     """Fewest frames in which CTC can say `tokens`: one each, and a blank between repeats.
 
     Example

@@ -63,12 +63,25 @@ def tri_stage(
 class Progress:
     """Audio heard (all ranks) and time spent training; saved with every checkpoint.
 
-    `seconds` is time by the clock in training, with reading of data, without validation.
+    `seconds` is time by the clock in training, with reading of data, without validation;
+    `cpu_seconds` is what this process computed in it, on all threads.
     """
 
     def __init__(self) -> None:
         self.samples: Tensor | int = 0  # a tensor stays on its device: reading it would wait
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count time here."""
+        self.clock, self.cpu_clock = time.perf_counter(), time.process_time()
+
+    def count(self) -> None:
+        """Add the time since the last count."""
+        clock, cpu_clock = self.clock, self.cpu_clock
+        self.start()
+        self.seconds += self.clock - clock
+        self.cpu_seconds += self.cpu_clock - cpu_clock
 
     @property
     def audio_s(self) -> float:
@@ -77,13 +90,15 @@ class Progress:
 
     @mark_as_saver
     def save(self, path: str | Path) -> None:
-        torch.save({"audio_s": self.audio_s, "seconds": self.seconds}, path)
+        times = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        torch.save({"audio_s": self.audio_s, **times}, path)
 
     @mark_as_loader
     def load(self, path: str | Path, end_of_epoch: bool = False) -> None:
         state = torch.load(path, weights_only=True)
         self.samples = round(state["audio_s"] * SAMPLE_RATE)
         self.seconds = state["seconds"]
+        self.cpu_seconds = state.get("cpu_seconds", 0.0)  # older checkpoints do not know
 
 
 class StepBrain(sb.Brain):
@@ -106,7 +121,6 @@ class StepBrain(sb.Brain):
             self.checkpointer.add_recoverable("progress", self.progress)
         self.peak_lr: dict[str, float] = {}
         self.gradient_norm = math.nan
-        self.clock = time.perf_counter()  # until when time in training is counted
         self.ranks = torch.distributed.get_world_size() if distributed() else 1
         self.rank = torch.distributed.get_rank() if distributed() else 0
         self.logged = False  # whether this update is
@@ -220,9 +234,7 @@ class StepBrain(sb.Brain):
         self, batch: PaddedBatch, outputs: Any, loss: Tensor, should_step: bool
     ) -> None:
         self.progress.samples = self.progress.samples + self.samples(batch) * self.ranks
-        now = time.perf_counter()
-        self.progress.seconds += now - self.clock
-        self.clock = now
+        self.progress.count()
         if should_step and self.logged:
             self.log(self.describe(outputs, loss))
 
@@ -242,7 +254,7 @@ class StepBrain(sb.Brain):
         self.monitor.write(self.optimizer_step, scalars)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        self.clock = time.perf_counter()
+        self.progress.start()
 
     def on_stage_end(self, stage: sb.Stage, stage_loss: float, epoch: int | None = None) -> None:
         if stage == sb.Stage.TRAIN:

@@ -53,7 +53,12 @@ class Wav2Vec2Units(Interface):
 
     @classmethod
     def from_hparams(
-        cls, source: PathLike, hparams_file: str = "hyperparams.yaml", **kwargs: Any
+        cls,
+        source: PathLike,
+        hparams_file: str = "hyperparams.yaml",
+        *,
+        language: str | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Load a model folder written by our recipes.
 
@@ -63,6 +68,8 @@ class Wav2Vec2Units(Interface):
             The folder. Its YAML file is read as plain data; nothing in it is executed.
         hparams_file : str
             Not for choice here.
+        language : str, optional
+            Of a folder of languages, see `set_language`.
         **kwargs
             `run_opts`, as for the other interfaces.
 
@@ -71,7 +78,7 @@ class Wav2Vec2Units(Interface):
         FileNotFoundError, CheckpointMismatch
             As `open_folder`.
         """
-        model, _ = open_any(source)
+        model, _ = open_any(source, language)
         return cls(*cls._adopt(model, source, None), **kwargs)
 
     @classmethod

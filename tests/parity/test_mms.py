@@ -11,9 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2ForCTC
 
+from w2v_plugin.adaptation import of_language, rebuilt
 from w2v_plugin.checkpoints import load_checkpoint, load_vocabulary
+from w2v_plugin.conversion import convert
+from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.decoding import greedy
+from w2v_plugin.language_folders import save_language
 from w2v_plugin.languages import set_language
+from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.text import CharVocabulary
 
 TOLERANCE = 1e-5  # float32 rounding of different operation orders; values are of order 1
 LETTERS = {"eng": "abcdef", "fra": "abcdéèçà", "mal": "കഖഗ"}
@@ -93,3 +99,40 @@ def test_every_language_answers_as_in_transformers(folder: Path) -> None:
         assert text and text == " ".join(theirs_text.split())
         direct = load_checkpoint(folder, language=language)
         assert torch.equal(direct(wav).logits, out.logits)
+
+
+@torch.no_grad()
+def test_our_folder_of_languages_in_transformers(tmp_path: Path) -> None:
+    """Trained here one by one, and there: the language asked for, switching, and its symbols."""
+    torch.manual_seed(0)
+    shape = {"dim": 48, "layers": 3, "heads": 4, "ffn_dim": 96, "channels": (24,) * 7}
+    body = Wav2Vec2(**shape, extractor_norm="layer", norm_first=True, conv_bias=True)
+    ours = {}
+    for language, letters in LETTERS.items():
+        vocabulary = CharVocabulary(letters)
+        adapted = rebuilt(body, "here", adapter_dim=8)
+        ours[language] = Wav2Vec2CTC(adapted, vocab_size=len(vocabulary)).eval()
+        for name, parameter in ours[language].named_parameters():
+            if of_language(name):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        save_language(tmp_path / "ours", ours[language], vocabulary, language)
+    convert(tmp_path / "ours", tmp_path / "theirs")
+    wav, normalized = normalized_wav()
+    first = Wav2Vec2ForCTC.from_pretrained(tmp_path / "theirs").eval()
+    torch.testing.assert_close(
+        first(normalized).logits, ours["eng"](wav).logits, rtol=0, atol=TOLERANCE
+    )
+    theirs = Wav2Vec2ForCTC.from_pretrained(
+        tmp_path / "theirs", target_lang="mal", ignore_mismatched_sizes=True
+    ).eval()
+    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(tmp_path / "theirs")
+    for language in ("mal", "fra", "eng", "mal"):
+        if language != "mal" or theirs.lm_head.out_features != len(SPECIALS) + 3:
+            theirs.load_adapter(language, local_files_only=True)
+        tokenizer.set_target_lang(language)
+        logits = ours[language](wav).logits
+        torch.testing.assert_close(theirs(normalized).logits, logits, rtol=0, atol=TOLERANCE)
+        vocabulary = CharVocabulary(LETTERS[language])
+        tokens = [i for i in logits[0].argmax(-1).tolist() if i > 4]
+        [found] = tokenizer.batch_decode([tokens], group_tokens=False)
+        assert tokens and found == vocabulary.decode_tokens(tokens)

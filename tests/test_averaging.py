@@ -1,0 +1,75 @@
+"""Which weights a fine-tuning ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from w2v_plugin.averaging import choose_weights, mean_of_states
+from w2v_plugin.brains import CTCBrain
+from w2v_plugin.whole_checkpoints import WholeCheckpointer
+
+SCORES = {1.0: 30.0, 2.0: 10.0, 3.0: 20.0, 4.0: 12.0}  # weight -> WER
+
+
+def test_what_does_not_change_stays_bit_for_bit() -> None:
+    """A frozen extractor is the same after averaging any number; integers stay integers."""
+    torch.manual_seed(0)
+    state = {"x": torch.randn(1000), "half": torch.randn(9).half(), "n": torch.tensor(7)}
+    for count in (2, 3, 7, 10):
+        mean = mean_of_states([state] * count)
+        for name, value in state.items():
+            assert torch.equal(mean[name], value) and mean[name].dtype == value.dtype
+
+
+class Scored(CTCBrain):
+    """Knows the score of the mean already."""
+
+    mean_score = 0.0
+
+    def evaluate(self, *_: Any, **__: Any) -> None:  # type: ignore[override]
+        assert self.checkpointer is None and self.eval_chunk is None
+        self.test_scores = {"WER": self.mean_score}
+
+
+def brain_after_training(folder: Path, average: int) -> Scored:
+    """Its checkpoints hold one weight each, with the score of it."""
+    model = nn.Linear(1, 1, bias=False)
+    checkpointer = WholeCheckpointer(folder / "save", {"model": model})
+    hparams = {"output_folder": str(folder), "best_by": "WER", "batch_s": 1.0, "average": average}
+    options = {"device": "cpu"}
+    brain = Scored({"model": model}, None, hparams, run_opts=options, checkpointer=checkpointer)
+    for weight, score in SCORES.items():
+        nn.init.constant_(model.weight, weight)
+        brain.save({"WER": score})
+    return brain
+
+
+@pytest.mark.parametrize(
+    ("average", "mean_score", "weight", "report"),
+    [
+        (1, 0.0, 2.0, {"average": 1, "best": {"WER": 10.0}}),
+        (2, 10.0, 3.0, {"average": 2, "best": {"WER": 10.0}, "mean": {"WER": 10.0}}),
+        (3, 9.0, 3.0, {"average": 3, "best": {"WER": 10.0}, "mean": {"WER": 9.0}}),
+        (3, 10.1, 2.0, {"average": 1, "best": {"WER": 10.0}, "mean": {"WER": 10.1}}),
+        (9, 9.0, 2.5, {"average": 4, "best": {"WER": 10.0}, "mean": {"WER": 9.0}}),
+    ],
+)
+def test_the_mean_is_kept_if_it_is_not_worse(
+    average: int,
+    mean_score: float,
+    weight: float,
+    report: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the best ones, not of the last ones; else the best one alone."""
+    brain = brain_after_training(tmp_path, average)
+    brain.mean_score = mean_score
+    monkeypatch.setattr("w2v_plugin.averaging.by_length", lambda *_: {})
+    assert choose_weights(brain, None) == report  # type: ignore[arg-type]
+    assert brain.model.weight.item() == weight

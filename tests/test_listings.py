@@ -1,0 +1,450 @@
+"""What people have: folders, tables, lists of other toolkits; and what is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from w2v_plugin.checks import Utterance
+from w2v_plugin.errors import BadManifest
+from w2v_plugin.listings import Listing, list_any
+from w2v_plugin.manifests import flagged_path, read_manifest, skipped_path, write_manifest
+from w2v_plugin.preparation import prepare
+from w2v_plugin.splits import split_by_speaker
+
+SEEDS = iter(range(10**6))
+
+
+def sound(path: Path, seconds: float = 0.5, rate: int = 16_000) -> Path:
+    """Quiet noise in a new file, other noise each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(next(SEEDS)).normal(0, 0.05, round(seconds * rate))
+    soundfile.write(path, noise, rate)
+    return path
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """A text file, with the bytes as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def seen(listing: Listing) -> list[tuple[str, str, str, str]]:
+    """(id, file name, speaker, text) of each."""
+    return [(each.id, each.wav.name, each.speaker, each.text) for each in listing]
+
+
+# --- folders and texts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("a\tyes\nb\tno, no\n", "lines.txt"),
+        ("a yes\nb no, no\n", "lines.txt"),
+        ("ann/a.wav|yes\nbob/b.wav|no, no\n", "metadata.txt"),
+        ("\ufeffa\tyes\r\nb\tno, no\r\n", "windows.txt"),
+        ('file,said by,text\na.wav,x,yes\nb.wav,y,"no, no"\n', "table.csv"),
+        ("file;text\nann/a.wav;yes\nbob/b.wav;no, no\n", "excel.csv"),
+    ],
+)
+def test_texts_in_one_file_find_their_recordings(content: str, name: str, tmp_path: Path) -> None:
+    """By path, file name or stem; a BOM and CRLF leave nothing behind."""
+    sound(tmp_path / "audio" / "ann" / "a.wav")
+    sound(tmp_path / "audio" / "bob" / "b.wav")
+    if name == "table.csv":  # its paths are relative to the audio
+        content = content.replace("a.wav", "ann/a.wav").replace("b.wav", "bob/b.wav")
+    listing = list_any(tmp_path / "audio", write(tmp_path / name, content))
+    assert seen(listing)[0] == (listing[0].id, "a.wav", "ann", "yes")
+    assert seen(listing)[1][1:] == ("b.wav", "bob", "no, no")
+    assert [each.problem for each in listing] == ["", ""]
+
+
+def test_a_folder_of_texts_elsewhere(tmp_path: Path) -> None:
+    sound(tmp_path / "audio" / "ann" / "a.wav")
+    write(tmp_path / "texts" / "ann" / "a.txt", "yes\n")
+    (utterance,) = list_any(tmp_path / "audio", tmp_path / "texts")
+    assert utterance.text.strip() == "yes" and utterance.source.endswith("a.txt:1")
+
+
+def test_nothing_between_recordings_and_lines_is_lost(tmp_path: Path) -> None:
+    """Lines without a recording, with two of them, recordings without a line: all are there."""
+    for name in ("ann/a.wav", "ann/x.wav", "bob/x.wav", "bob/silent.wav"):
+        sound(tmp_path / "audio" / name)
+    lines = write(tmp_path / "said.txt", "a yes\nx which\ngone no\n")
+    listing = list_any(tmp_path / "audio", lines)
+    problems = {each.id: each.problem for each in listing if each.problem}
+    assert problems["x"] == "'x' is the name of 2 recordings: ann/x.wav, bob/x.wav"
+    assert problems["gone"].startswith("no recording 'gone' in ")
+    assert {"bob-silent", "a"} <= {each.id for each in listing if not each.problem}
+    prepare({tmp_path / "m.csv": listing}, need_text=True)
+    skipped = skipped_path(tmp_path / "m.csv").read_text()
+    assert f"{lines}:2\t" in skipped and f"{lines}:3\t" in skipped and "silent.wav" in skipped
+    assert len(read_manifest(tmp_path / "m.csv")) == 1
+
+
+def test_librispeech_is_recognized(tmp_path: Path) -> None:
+    """Its texts are not beside the audio; taken for a plain folder, they would be missed."""
+    sound(tmp_path / "19" / "198" / "19-198-0000.flac")
+    write(tmp_path / "19" / "198" / "19-198.trans.txt", "19-198-0000 WORDS\n")
+    assert "recipes/prepare/librispeech.py reads them" in list_any(tmp_path).kind
+
+
+def test_texts_of_other_recordings_are_an_error(tmp_path: Path) -> None:
+    sound(tmp_path / "audio" / "a.wav")
+    with pytest.raises(BadManifest, match=r"said.txt:1: no line begins with .* \('one'|'one'\)"):
+        list_any(tmp_path / "audio", write(tmp_path / "said.txt", "one text\ntwo text\n"))
+
+
+def test_audio_that_cannot_be_decoded_here_is_named(tmp_path: Path) -> None:
+    """m4a is what telephones record; hidden files of file managers are nothing."""
+    sound(tmp_path / "a.wav")
+    write(tmp_path / "b.m4a", b"....ftypM4A")
+    write(tmp_path / "._a.wav", b"resource fork")
+    listing = list_any(tmp_path)
+    assert [each.wav.name for each in listing] == ["a.wav", "b.m4a"]
+    assert "ffmpeg -i b.m4a b.flac" in listing[1].problem
+    assert listing.kind.endswith("2 audio files, 0 with a .txt of the same name beside it")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a yes\nb sch\xf6n\n".encode("latin-1"), r"said.txt:2: not utf-8 \(byte 0xf6.*schön"),
+        ("a yes\n".encode("utf-16"), "said.txt:1: not utf-8 but UTF-16. Give --encoding utf-16"),
+        ("a yes\nb no\n".encode("utf-16-le"), "said.txt:1: holds a NUL character"),
+    ],
+)
+def test_other_encodings_are_named_with_the_line(content, message: str, tmp_path: Path) -> None:
+    sound(tmp_path / "audio" / "a.wav")
+    sound(tmp_path / "audio" / "b.wav")
+    with pytest.raises(BadManifest, match=message):
+        list_any(tmp_path / "audio", write(tmp_path / "said.txt", content))
+
+
+def test_the_encoding_can_be_given(tmp_path: Path) -> None:
+    sound(tmp_path / "a.wav")
+    text = write(tmp_path / "a.txt", "schön".encode("cp1252"))
+    with pytest.raises(BadManifest, match=r"1 of 1 texts cannot be read. .*a.txt:1: not utf-8"):
+        list_any(tmp_path)
+    assert list_any(tmp_path, encoding="cp1252")[0].text == "schön"
+    with pytest.raises(BadManifest, match="--encoding klingon: Python knows no such encoding"):
+        list_any(tmp_path, encoding="klingon")
+    assert text.exists()
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def test_ljspeech(tmp_path: Path) -> None:
+    """metadata.csv is no CSV: name|text|text with numbers spelled out, and quotes as letters."""
+    root = tmp_path / "LJSpeech-1.1"
+    sound(root / "wavs" / "LJ001-0001.wav", rate=22_050)
+    sound(root / "wavs" / "LJ001-0002.wav", rate=22_050)
+    lines = 'LJ001-0001|in 1455, "so|in fourteen, "so\nLJ001-0002|just this|\n'
+    write(root / "metadata.csv", lines)
+    listing = list_any(root)
+    assert seen(listing) == [
+        ("LJ001-0001", "LJ001-0001.wav", "wavs", 'in fourteen, "so'),
+        ("LJ001-0002", "LJ001-0002.wav", "wavs", "just this"),
+    ]
+    assert "lines of 'name text'" in listing.kind
+
+
+def test_a_line_separator_inside_a_sentence_is_no_new_row(tmp_path: Path) -> None:
+    sound(tmp_path / "a.wav")
+    write(tmp_path / "t.tsv", "path\tsentence\na.wav\tone\u2028two\x85three\n")
+    (utterance,) = list_any(tmp_path / "t.tsv")
+    assert utterance.text == "one\u2028two\x85three" and not utterance.problem
+
+
+def test_bad_rows_are_kept_as_problems_with_their_lines(tmp_path: Path) -> None:
+    sound(tmp_path / "a.wav")
+    table = write(
+        tmp_path / "t.tsv", "path\ttext\tspeaker\na.wav\tyes\n\tno\tbob\na.wav\tyes\tann\n"
+    )
+    found = {each.source: each.problem for each in list_any(table)}
+    assert found[f"{table}:2"] == "2 values, but there are 3 columns (path, text, speaker)"
+    assert found[f"{table}:3"] == "column 'path' is empty"
+    assert found[f"{table}:4"] == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            'path,text\na.wav,"never closed\n',
+            r"t.csv:2: unexpected end of data. Is a quote missing",
+        ),
+        ("path,path\na.wav,b\n", "t.csv:1: two columns have the same name"),
+    ],
+)
+def test_broken_tables_are_refused(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadManifest, match=message):
+        list_any(write(tmp_path / "t.csv", content))
+
+
+def test_columns_that_do_not_exist_are_named(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "path,text\na.wav,yes\n")
+    with pytest.raises(BadManifest, match=r"t.csv:1: no column 'clip'; it has path, text"):
+        list_any(table, columns={"audio": "clip"})
+
+
+def test_our_own_manifests_are_tables(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.csv", [Utterance("x", sound(tmp_path / "a.wav"), "ann", "yes")])
+    assert seen(list_any(tmp_path / "m.csv")) == [("x", "a.wav", "ann", "yes")]
+
+
+def test_several_tables_in_a_folder_are_not_guessed_at(tmp_path: Path) -> None:
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / name, "path\ttext\na.wav\tyes\n")
+    with pytest.raises(BadManifest, match=r"several lists: dev.tsv, train.tsv. Name the one"):
+        list_any(tmp_path)
+
+
+# --- JSON lines, NeMo, lhotse ----------------------------------------------------------------
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    """One object a line; packed where the name ends in .gz."""
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return write(path, gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def test_nemo_manifests_with_offsets(tmp_path: Path) -> None:
+    """An offset makes a part; without one, the duration is what the corpus promises."""
+    wav = sound(tmp_path / "talk.wav", 3.0)
+    rows = [
+        {"audio_filepath": "talk.wav", "offset": 0.0, "duration": 3.0, "text": "all"},
+        {"audio_filepath": "talk.wav", "offset": 1.0, "duration": 0.5, "text": "some"},
+        {"audio_filepath": str(wav), "offset": -1, "duration": 0.5, "text": "bad"},
+    ]
+    manifest = jsonl(tmp_path / "train.json", rows)
+    manifest.write_text(manifest.read_text() + "{broken\n")
+    whole, part, bad, broken = list_any(manifest)
+    assert (whole.promised, whole.is_part) == (3.0, False)
+    assert (part.start, part.end, part.text) == (1.0, 1.5, "some")
+    assert "0 <= start < end" in bad.problem and bad.source.endswith("train.json:3")
+    assert broken.problem.startswith("not JSON") and broken.source.endswith("train.json:4")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_lhotse_recordings_and_supervisions(suffix: str, tmp_path: Path) -> None:
+    """A supervision is a part of its recording, or all of it."""
+    sound(tmp_path / "wavs" / "r1.wav", 2.0)
+    source = {"type": "file", "channels": [0], "source": "wavs/r1.wav"}
+    recording = {"id": "r1", "sources": [source], "sampling_rate": 16000, "duration": 2.0}
+    supervision = {"id": "s1", "recording_id": "r1", "start": 0.0, "duration": 2.0, "channel": 0}
+    rows = [
+        {**supervision, "text": "all", "speaker": "ann"},
+        {**supervision, "id": "s2", "start": 0.5, "duration": 1.0, "text": "some"},
+        {**supervision, "id": "s3", "recording_id": "r9"},
+    ]
+    jsonl(tmp_path / f"my_recordings_train{suffix}", [recording | {"num_samples": 32000}])
+    path = jsonl(tmp_path / f"my_supervisions_train{suffix}", rows)
+    for asked in (path, tmp_path):
+        first, second, third = list_any(asked)
+        assert (first.id, first.speaker, first.text, first.is_part) == ("s1", "ann", "all", False)
+        assert (second.start, second.end, second.speaker) == (0.5, 1.5, "")
+        assert third.problem == "its recording 'r9' is not listed"
+    assert "lhotse supervisions" in list_any(tmp_path).kind
+
+
+def test_lhotse_cuts(tmp_path: Path) -> None:
+    """A supervision's time counts from the cut, the cut's from the recording."""
+    sound(tmp_path / "r.wav", 4.0)
+    source = {"type": "file", "channels": [0], "source": str(tmp_path / "r.wav")}
+    recording = {"id": "r", "sources": [source], "duration": 4.0}
+    supervision = {"id": "s", "recording_id": "r", "start": 0.5, "duration": 1.0, "text": "yes"}
+    cut = {"id": "c", "start": 2.0, "duration": 2.0, "channel": 0, "type": "MonoCut"}
+    command = {"type": "command", "channels": [0], "source": "touch /tmp/never"}
+    rows = [
+        {**cut, "supervisions": [supervision], "recording": recording},
+        {**cut, "id": "m", "type": "MixedCut", "tracks": [], "supervisions": []},
+        {**cut, "supervisions": [supervision], "recording": {**recording, "sources": [command]}},
+    ]
+    good, mixed, run = list_any(jsonl(tmp_path / "cuts.jsonl.gz", rows))
+    assert (good.start, good.end, good.text) == (2.5, 3.5, "yes")
+    assert "MixedCut" in mixed.problem and "'command'" in run.problem
+
+
+# --- Kaldi -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kaldi(tmp_path: Path) -> Path:
+    """Two recordings of one and two utterances."""
+    folder = tmp_path / "data" / "train"
+    sound(folder / "wav" / "r1.wav", 1.0)
+    sound(tmp_path / "r2.flac", 3.0)
+    write(folder / "wav.scp", f"r1 wav/r1.wav\nr2 {tmp_path}/r2.flac\n")
+    write(folder / "text", "ann-1 ONE WORD\nbob-1 TWO\nbob-2 THREE\n")
+    write(folder / "utt2spk", "ann-1 ann\nbob-1 bob\nbob-2 bob\n")
+    write(folder / "segments", "ann-1 r1 0 1.0\nbob-1 r2 0.25 1.25\nbob-2 r2 2.0 2.5\n")
+    return folder
+
+
+def test_kaldi_segments_are_cut_to_files(kaldi: Path, tmp_path: Path) -> None:
+    """To the sample, as 16 kHz FLAC; without a folder for them it says what to do."""
+    listing = list_any(kaldi)
+    assert "Kaldi" in listing.kind
+    with pytest.raises(BadManifest, match=r"text:1: 'ann-1' is a part of .*r1.wav. .*--cut-to"):
+        prepare({tmp_path / "m.csv": listing})
+    assert not (tmp_path / "m.csv").exists()
+    prepare({tmp_path / "m.csv": listing}, cut_to=tmp_path / "cut")
+    rows = {row["ID"]: row for row in read_manifest(tmp_path / "m.csv")}
+    assert [(row["spk_id"], row["wrd"]) for row in rows.values()] == [
+        *(("ann", "ONE WORD"), ("bob", "TWO"), ("bob", "THREE")),
+    ]
+    assert [row["duration"] for row in rows.values()] == [1.0, 1.0, 0.5]
+    part, rate = soundfile.read(rows["bob-1"]["wav"])
+    whole, _ = soundfile.read(tmp_path / "r2.flac")
+    assert rate == 16_000 and Path(rows["bob-1"]["wav"]).parent == tmp_path / "cut"
+    # 16-bit samples stay 16-bit samples: no tolerance
+    np.testing.assert_array_equal(part, whole[4000:20_000])
+
+
+def test_kaldi_commands_are_refused_and_not_run(kaldi: Path, tmp_path: Path) -> None:
+    write(kaldi / "wav.scp", f"r1 touch {tmp_path}/ran; cat x.wav |\n")
+    with pytest.raises(BadManifest, match=r"wav.scp:1: a command, not a file: 'touch .*'. Comm"):
+        list_any(kaldi)
+    assert not (tmp_path / "ran").exists()
+    write(kaldi / "wav.scp", "r1 raw/wav.ark:1234\n")
+    with pytest.raises(BadManifest, match=r"wav.scp:1: .* lies in a Kaldi archive"):
+        list_any(kaldi)
+
+
+def test_kaldi_lists_that_do_not_agree(kaldi: Path, tmp_path: Path) -> None:
+    """Named by file and line, and counted among what is left out."""
+    write(kaldi / "segments", "ann-1 r1 0.5 9.5\nbob-1 r7 0 1\nbob-2 r2 2.5 2.0\ncat-1 r2 0 1\n")
+    write(kaldi / "text", "ann-1 ONE\nbob-1 TWO\nbob-2 THREE\ndog-1 FOUR\ncat-1 FIVE\n")
+    prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
+    skipped = skipped_path(tmp_path / "m.csv").read_text().splitlines()[1:]
+    reasons = {line.split("\t")[0].rpartition("/")[2]: line.split("\t")[2] for line in skipped}
+    assert "should be 9.00 s long, but the recording has only 0.50 s" in reasons["text:1"]
+    assert reasons["text:2"] == "its recording 'r7' is not in wav.scp"
+    assert "0 <= start < end" in reasons["text:3"]
+    assert reasons["text:4"] == "dog-1 is in no wav.scp or segments beside it"
+    assert [row["ID"] for row in read_manifest(tmp_path / "m.csv")] == ["cat-1"]
+
+
+def test_ids_never_lead_out_of_the_folder(kaldi: Path, tmp_path: Path) -> None:
+    write(kaldi / "segments", "../../evil r2 0 1\n")
+    write(kaldi / "text", "../../evil WORD\n")
+    prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
+    (row,) = read_manifest(tmp_path / "m.csv")
+    assert Path(row["wav"]) == tmp_path / "cut" / "evil.flac"
+
+
+def test_a_name_that_is_used_twice_is_refused(kaldi: Path) -> None:
+    write(kaldi / "text", "ann-1 ONE\nann-1 TWO\n")
+    with pytest.raises(BadManifest, match=r"text:2: 'ann-1' was already used at .*text:1"):
+        list_any(kaldi)
+
+
+def test_two_parts_are_not_cut_to_one_file(kaldi: Path, tmp_path: Path) -> None:
+    write(kaldi / "segments", "a/1 r2 0 1\na_1 r2 1 2\n")
+    write(kaldi / "text", "a/1 ONE\na_1 TWO\n")
+    with pytest.raises(
+        BadManifest, match=r"'a_1' would be cut to .*, which is also the file of 'a/1'"
+    ):
+        prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+def people(counts: dict[str, int], seconds: float = 60.0) -> list[Utterance]:
+    """So many minutes of each, with a text that everybody says as their first."""
+    return [
+        Utterance(f"{name}{n}", Path("x.wav"), name, f"{name} {n}" if n else "prompt", end=seconds)
+        for name, count in counts.items()
+        for n in range(count)
+    ]
+
+
+def test_splits_share_no_speaker_and_lose_nobody() -> None:
+    listed = people(dict.fromkeys("abcdefghij", 10))
+    split = split_by_speaker(listed, dev=20, test=10, unit="minutes", seed=3)
+    assert split.by_speaker and not split.warnings
+    assert [len(side) for side in split[:3]] == [70, 20, 10]
+    speakers = [{each.speaker for each in side} for side in split[:3]]
+    assert not (speakers[0] & speakers[1] or speakers[0] & speakers[2] or speakers[1] & speakers[2])
+    assert sorted((*split.train, *split.dev, *split.test), key=listed.index) == listed
+    assert split_by_speaker(listed, dev=20, test=10, unit="minutes", seed=3) == split
+
+
+def test_one_dominant_speaker_stays_in_train() -> None:
+    """Sizes are met with the others; where that is impossible, it is said."""
+    listed = people({"much": 90, "a": 5, "b": 5})
+    split = split_by_speaker(listed, dev=0.05, test=0.05)
+    assert {each.speaker for each in split.train} == {"much"}
+    split = split_by_speaker(people({"a": 50, "b": 50, "c": 50}), dev=0.01)
+    assert len(split.dev) == 50 and "dev is 50.0 minutes instead of 1.5" in split.warnings[0]
+
+
+def test_the_speakers_that_fit_best_are_set_aside() -> None:
+    """Whatever the order in which they are drawn."""
+    for seed in range(5):
+        split = split_by_speaker(
+            people({"a": 9, "b": 8, "c": 5, "d": 40}), dev=5, unit="minutes", seed=seed
+        )
+        assert {each.speaker for each in split.dev} == {"c"} and not split.warnings
+
+
+@pytest.mark.parametrize("listed", [people({"a": 30, "b": 30}), people({"": 60})])
+def test_few_speakers_are_split_by_utterance_with_a_warning(listed: list[Utterance]) -> None:
+    split = split_by_speaker(listed, dev=0.1, test=0.1)
+    assert not split.by_speaker and [len(side) for side in split[:3]] == [48, 6, 6]
+    assert "measure known voices" in split.warnings[0]
+
+
+def test_texts_can_be_kept_apart() -> None:
+    """Always by utterance; by speaker as far as possible, with a warning about the rest."""
+    listed = [
+        Utterance(f"{n}", Path("x.wav"), "ann", f"text {n % 10}", end=1.0) for n in range(100)
+    ]
+    split = split_by_speaker(listed, dev=0.2, apart_texts=True)
+    assert len(split.dev) == 20
+    assert not {each.text for each in split.train} & {each.text for each in split.dev}
+    by_speaker = split_by_speaker(people(dict.fromkeys("abcdef", 5)), apart_texts=True)
+    assert "1 texts stand in two of train, dev and test: prompt" in by_speaker.warnings[-1]
+
+
+@pytest.mark.parametrize(("dev", "test"), [(0.0, 0.0), (0.6, 0.4), (-0.1, 0.2)])
+def test_impossible_sizes_are_refused(dev: float, test: float) -> None:
+    with pytest.raises(BadManifest, match="leave something to train on"):
+        split_by_speaker(people({"a": 3, "b": 3, "c": 3}), dev=dev, test=test)
+
+
+def test_shared_speakers_and_recordings_are_told(tmp_path: Path) -> None:
+    """A warning with names, or an error that comes before anything is written."""
+    same = sound(tmp_path / "same.wav")
+    train = [Utterance("a", same, "ann"), Utterance("b", sound(tmp_path / "b.wav"), "bob")]
+    test = [Utterance("t", same, "ann")]
+    parts = {tmp_path / "train.csv": train, tmp_path / "test.csv": test}
+    with pytest.raises(BadManifest, match=r"train.csv and test.csv share 1 speaker: ann"):
+        prepare(parts, refuse_overlap=True)
+    assert not list(tmp_path.glob("*.csv"))
+    first, second = prepare(parts)
+    assert first.warnings[0] == "train.csv and test.csv share 1 speaker: ann."
+    assert "a: same audio as test.csv: t" in first.warnings[1]
+    assert "warning: " in str(first) and not second.warnings
+    assert "same audio as train.csv: a" in flagged_path(tmp_path / "test.csv").read_text()
+
+
+def test_nothing_is_written_half(tmp_path: Path) -> None:
+    """One good and one unusable split: neither manifest is written, nor a card."""
+    parts = {
+        tmp_path / "train.csv": [Utterance("a", sound(tmp_path / "a.wav"), "ann")],
+        tmp_path / "dev.csv": [Utterance("b", tmp_path / "b.wav", "bob", source="list:1")],
+    }
+    with pytest.raises(BadManifest, match=r"(?s)dev.csv: none of 1 .*list:1: .*no such file"):
+        prepare(parts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "dev.skipped.tsv"]

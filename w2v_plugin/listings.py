@@ -1,0 +1,205 @@
+"""A folder or list of somebody's own -> utterances, whatever form it has.
+
+`list_any` looks and decides: audio with a .txt beside each file, a table (tsv, csv, JSON lines;
+NeMo's manifests are such), a text file of "name text" lines (LJSpeech's metadata.csv is one), or
+what `toolkit_lists` reads. It says what it took the path for, so that a wrong guess is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from w2v_plugin.checks import Utterance
+from w2v_plugin.errors import BadManifest
+from w2v_plugin.table_lists import (
+    AUDIO,
+    Columns,
+    audio_files,
+    choose_columns,
+    format_problem,
+    list_lines,
+    list_rows,
+    unique_names,
+)
+from w2v_plugin.tables import Row, header_of, known_columns, read_json_rows, read_table, read_text
+from w2v_plugin.toolkit_lists import is_kaldi, lhotse_kind, list_kaldi, list_lhotse
+
+TABLES = {".tsv", ".csv", ".tab", ".jsonl"}
+
+
+class Listing(list[Utterance]):
+    """Utterances; `kind` says in one sentence what they were read from."""
+
+    def __init__(self, utterances: Iterable[Utterance], kind: str) -> None:
+        super().__init__(utterances)
+        self.kind = kind
+
+
+def list_any(
+    path: str | Path,
+    text: str | Path | None = None,
+    *,
+    audio_root: str | Path | None = None,
+    columns: Columns | None = None,
+    encoding: str = "utf-8",
+) -> Listing:
+    """List the utterances of a folder, table or list, deciding by what it finds.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder of audio, a Kaldi or ESPnet data directory, a folder with one table or one lhotse
+        manifest in it; or a .tsv, .csv, .jsonl, .json (also .gz), or a file of "name text" lines.
+    text : str or Path, optional
+        Transcripts that lie elsewhere than beside the audio of the folder `path`: a table, a file
+        of "name text" lines (tab, | or space), or a folder of .txt files.
+    audio_root : str or Path, optional
+        What the paths of a list start from; by default the folder of the list.
+    columns : mapping, optional
+        Which column of a table is what: {"audio": "clip", "text": "said"}. Keys are `audio`,
+        `text`, `speaker`, `id`, `start`, `end`, `duration`; "" for none. Others are guessed.
+    encoding : str
+        Of text files and tables.
+
+    Returns
+    -------
+    Listing
+
+    Raises
+    ------
+    BadManifest
+        There is nothing, more than one thing to take, or something that cannot be read.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "ann").mkdir()
+    ...     _ = Path(folder, "ann", "a.wav").write_bytes(b"")
+    ...     _ = Path(folder, "ann", "a.txt").write_text("hello")
+    ...     listing = list_any(folder)
+    >>> [(each.id, each.speaker, each.text) for each in listing]
+    [('a', 'ann', 'hello')]
+    >>> listing.kind.split(": ")[1]
+    '1 audio file, 1 with a .txt of the same name beside it'
+    """
+    path, root = Path(path), Path(audio_root) if audio_root else None
+    if not path.exists():
+        raise BadManifest(f"{path}: no such file or folder.")
+    if text is not None:
+        return _list_with_texts(path, Path(text), columns or {}, encoding)
+    if path.is_dir():
+        return _list_directory(path, root, columns or {}, encoding)
+    return _list_file(path, root, columns or {}, encoding)
+
+
+def list_folder(root: Path, encoding: str = "utf-8", texts: Path | None = None) -> list[Utterance]:
+    """Every audio file under `root`, in the order of the names, with the .txt of the same name.
+
+    The .txt lies beside the audio, or at the same place under the folder `texts`.
+    """
+    files = audio_files(root)
+    names = unique_names([path.relative_to(root) for path in files])
+    notes = [(texts / path.relative_to(root) if texts else path) for path in files]
+    damaged: list[str] = []
+    listed = []
+    for wav, name, note in zip(files, names, notes, strict=True):
+        note = note.with_suffix(".txt")
+        text, source = "", str(wav)
+        if note.is_file():
+            source = f"{note}:1"
+            try:
+                text = read_text(note, encoding)
+            except BadManifest as error:
+                damaged.append(str(error))
+        listed.append(
+            Utterance(name, wav, wav.parent.name, text, source, problem=format_problem(wav))
+        )
+    if damaged:
+        raise BadManifest(f"{len(damaged)} of {len(files)} texts cannot be read. {damaged[0]}")
+    return listed
+
+
+def _list_directory(folder: Path, root: Path | None, columns: Columns, encoding: str) -> Listing:
+    if is_kaldi(folder):
+        listed = list_kaldi(folder, root, encoding)
+        return Listing(listed, f"{folder}: a Kaldi or ESPnet data directory")
+    tables = [path for path in sorted(folder.iterdir()) if _is_table(path, encoding)]
+    if len(tables) > 1:
+        names = ", ".join(path.name for path in tables)
+        raise BadManifest(
+            f"{folder}: holds several lists: {names}. Name the one that is meant, or use the "
+            "script of recipes/prepare/ that is made for the corpus."
+        )
+    if tables:
+        return _list_file(tables[0], root, columns, encoding)
+    listed = list_folder(folder, encoding)
+    if not listed:
+        raise BadManifest(f"{folder}: no audio in it ({', '.join(sorted(AUDIO))}), and no list.")
+    return Listing(listed, _folder_kind(folder, listed))
+
+
+def _list_file(path: Path, root: Path | None, columns: Columns, encoding: str) -> Listing:
+    roots = [root] if root else [path.parent, Path()]
+    if _is_json(path):
+        rows = read_json_rows(path, encoding)
+        if kind := lhotse_kind(rows):
+            return Listing(list_lhotse(path, root, encoding), f"{path}: lhotse {kind}")
+        header = list(dict.fromkeys(name for row in rows for name in row.cells))
+        return _list_table(path, rows, roots, choose_columns(path, header, columns), "JSON lines")
+    header = header_of(path, encoding)
+    if columns or "audio" in known_columns(header):
+        chosen = choose_columns(path, header, columns)
+        return _list_table(path, read_table(path, encoding), roots, chosen, "a table")
+    folder = root or path.parent
+    return Listing(list_lines(path, folder, encoding), f"{path}: lines of 'name text'")
+
+
+def _list_table(
+    path: Path, rows: list[Row], roots: list[Path], columns: dict[str, str], kind: str
+) -> Listing:
+    said = ", ".join(f"{role} = {name}" for role, name in columns.items())
+    return Listing(list_rows(rows, roots, columns, path), f"{path}: {kind} with {said}")
+
+
+def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) -> Listing:
+    if not folder.is_dir():
+        raise BadManifest(f"{folder}: not a folder; texts elsewhere go with a folder of audio.")
+    if not text.exists():
+        raise BadManifest(f"{text}: no such file or folder of texts.")
+    if text.is_dir():
+        listed = list_folder(folder, encoding, texts=text)
+        return Listing(listed, f"{folder}: {len(listed)} audio files with the texts of {text}")
+    if _is_json(text) or "audio" in known_columns(header_of(text, encoding)) or columns:
+        return _list_file(text, folder, columns, encoding)
+    return Listing(list_lines(text, folder, encoding), f"{folder}: audio with the lines of {text}")
+
+
+def _is_json(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith((".jsonl", ".json"))
+
+
+def _is_table(path: Path, encoding: str) -> bool:
+    """Whether a file in a folder is a list of audio; recordings of cuts are read with them."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if not path.is_file() or suffix not in TABLES or path.name.startswith("."):
+        return False
+    if suffix == ".jsonl":
+        rows = read_json_rows(path, encoding)
+        kind = lhotse_kind(rows)
+        other = path.with_name(path.name.replace("recordings", "supervisions"))
+        if kind == "recordings" and other != path and other.is_file():
+            return False
+        return bool(kind) or any("audio" in known_columns(row.cells) for row in rows[:1])
+    return path.name == "metadata.csv" or "audio" in known_columns(header_of(path, encoding))
+
+
+def _folder_kind(folder: Path, listed: Sequence[Any]) -> str:
+    texts = sum(utterance.source.endswith(".txt:1") for utterance in listed)
+    files = f"{len(listed)} audio file{'s' if len(listed) != 1 else ''}"
+    kind = f"{folder}: {files}, {texts} with a .txt of the same name beside it"
+    if next(folder.rglob("*.trans.txt"), None):
+        kind += " (its *.trans.txt are LibriSpeech's; recipes/prepare/librispeech.py reads them)"
+    return kind

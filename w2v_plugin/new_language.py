@@ -1,0 +1,263 @@
+"""`w2v new-language`: recordings and their texts -> what training needs, and the training.
+
+    recordings, texts ─ list ─ split by speaker ─ check ─► raw/*.csv with data cards
+                                                    └─ normalize ─► data/*.csv, vocabulary, report
+    hours, size of the model ─ settings ─► train.yaml ─► the command that trains
+
+train.yaml is written last: where it is, all of the rest is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from w2v_plugin.commands import refused
+from w2v_plugin.inputs import CannotStart
+from w2v_plugin.outputs import say
+
+CONFIG = "train.yaml"
+LARGE = 20_000_000  # parameters of a body; the smaller ones train on a CPU
+PARTS = ("train", "dev", "test")
+
+
+def new_language(arguments: argparse.Namespace) -> int:
+    """`w2v new-language`."""
+    config = arguments.out / CONFIG
+    if config.is_file() and not arguments.train:
+        raise CannotStart(
+            f"{config} is there already. Train with it: {command(config)}. To prepare anew, remove "
+            "it or choose another --out."
+        )
+    if config.is_file():
+        say(f"{config} is there: the data stay as they were prepared, training goes on with it.")
+    else:
+        with refused("cannot prepare", (ValueError, OSError, ImportError)):
+            prepare(arguments)
+    if not arguments.train:
+        return 0
+    from w2v_plugin.transfer import run
+
+    with refused("cannot train", (ValueError, OSError)):
+        run([str(config), *([f"--device={arguments.device}"] if arguments.device else [])])
+    print(then(arguments.out))
+    return 0
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Write all that training needs into `arguments.out`."""
+    from w2v_plugin.listings import list_any
+    from w2v_plugin.preparation import prepare as check_and_write
+    from w2v_plugin.splits import split_by_speaker
+    from w2v_plugin.text_preparation import prepare_texts
+
+    out: Path = arguments.out
+    rules = text_rules(arguments)
+    found = list_any(arguments.audio, arguments.text)
+    print(f"1. Recordings: {found.kind}; {len(found)} utterances.", flush=True)
+    shares = {"dev": arguments.dev, "test": arguments.test}
+    split = split_by_speaker(
+        found, **shares, seed=arguments.seed, apart_texts=arguments.apart_texts
+    )
+    parts = dict(zip(PARTS, split[:3], strict=True))
+    sizes = ", ".join(f"{len(some)} {name}" for name, some in parts.items() if some)
+    print(f"2. Split by {'speaker' if split.by_speaker else 'utterance'}: {sizes}.")
+    for warning in split.warnings:
+        say(f"   {warning}")
+    raw = {out / "raw" / f"{name}.csv": some for name, some in parts.items() if some}
+    limits = {"max_s": arguments.max_s, "need_text": True, "cut_to": out / "cut"}
+    print("3. Audio and texts, checked:", flush=True)
+    summaries = check_and_write(raw, **limits)
+    for summary in summaries:
+        print(f"   {summary}")
+    train, *also = raw
+    report = prepare_texts(
+        train,
+        out / "data",
+        also=also,
+        rules=rules,
+        units=arguments.units,
+        size=arguments.size,
+        min_count=arguments.min_count,
+        apart=arguments.apart_texts,
+    )
+    print(f"4. Texts:\n{report}", flush=True)
+    write_config(arguments, report.vocabulary, [path.stem for path in raw])
+
+
+def text_rules(arguments: argparse.Namespace) -> Any:
+    """`TextRules` of the options."""
+    from w2v_plugin.normalization import TextRules, read_maps
+
+    return TextRules(
+        case=arguments.case,
+        language=arguments.text_language,
+        inside=arguments.inside,
+        keep=arguments.keep,
+        drop=arguments.drop,
+        digits=arguments.digits,
+        maps=read_maps(arguments.map),
+    )
+
+
+def write_config(arguments: argparse.Namespace, vocabulary: Path, parts: list[str]) -> None:
+    """Choose settings and write train.yaml, a recipe of its own."""
+    from w2v_plugin.continuation import body_of
+    from w2v_plugin.manifests import read_manifest
+
+    out: Path = arguments.out
+    data = {name: str((out / "data" / f"{name}.csv").resolve()) for name in parts}
+    hours = sum(row["duration"] for row in read_manifest(data["train"])) / 3600
+    parameters = sum(p.numel() for p in body_of(arguments.pretrained).parameters())
+    chosen = settings(hours, parameters)
+    values = {
+        "pretrained": absolute(arguments.pretrained),
+        "train_csv": data["train"],
+        "valid_csv": data["dev"],
+        "test_csvs": {"test": data["test"]} if "test" in data else {},
+        "output_folder": str(out.resolve()),
+        "vocab": str(vocabulary.resolve()),
+        "adapters": arguments.adapters,
+        "language": arguments.language,
+    }
+    template = hparams_folder() / "transfer" / ("base.yaml" if parameters >= LARGE else "tiny.yaml")
+    text = filled(template.read_text(encoding="utf-8"), values | chosen)
+    part = out / f".{CONFIG}.part"
+    part.write_text(text, encoding="utf-8")
+    part.replace(out / CONFIG)
+    told = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    print(
+        f"5. Settings for {hours:.2f} h and a body of {parameters / 1e6:.1f} M parameters: {told}."
+    )
+    print(f"   They are in {out / CONFIG}, with what can be changed. Now train:\n")
+    print(command(out / CONFIG))
+
+
+def settings(hours: float, parameters: int) -> dict[str, Any]:
+    """What depends on how much labelled speech there is.
+
+    Small bodies: updates grow with the root of the hours, so that ten minutes are heard some forty
+    times and ten hours eight times; measured on German and Malayalam. Large ones: the published
+    numbers of updates (wav2vec 2.0, appendix B; XLS-R), of which the first tenth trains the head
+    alone.
+
+    Parameters
+    ----------
+    hours : float
+        Of labelled training audio.
+    parameters : int
+        Of the body.
+
+    Example
+    -------
+    >>> settings(1.0, 2_000_000)["updates"], settings(1.0, 300_000_000)["updates"]
+    (6000, 13000)
+    """
+    if parameters >= LARGE:
+        updates = 13_000 if hours <= 2 else 20_000 if hours <= 30 else 50_000
+        return {"updates": updates, "freeze_encoder_updates": updates // 10, "valid_every": 1000}
+    updates = 500 * min(max(round(12 * math.sqrt(hours)), 3), 40)
+    return {"updates": updates, "freeze_encoder_updates": 0, "valid_every": max(updates // 10, 250)}
+
+
+def filled(text: str, values: dict[str, Any]) -> str:
+    """A YAML with other values of some keys at its top, comments kept.
+
+    Raises
+    ------
+    KeyError
+        A key is not there, or more than once.
+
+    Example
+    -------
+    >>> print(filled("updates: 4000 # in all\\nvocab: null\\n", {"updates": 5, "vocab": "v.json"}))
+    updates: 5 # in all
+    vocab: "v.json"
+    <BLANKLINE>
+    """
+    for key, value in values.items():
+        written = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+        if isinstance(value, str):
+            written = yaml.safe_dump(value, default_style='"', width=math.inf, allow_unicode=True)
+        line = f"{key}: {written.removesuffix('...' + chr(10)).strip()}"
+        pattern = rf"(?m)^{key}:(?: [^\n#]*?)?(?P<comment> #[^\n]*)?$"
+        comments = [match["comment"] or "" for match in re.finditer(pattern, text)]
+        text, found = re.subn(pattern, lambda _: line + comments[0], text)  # noqa: B023
+        if found != 1:
+            raise KeyError(f"{key}: {found} lines of the YAML set it, expected one.")
+    return text
+
+
+def absolute(source: str) -> str:
+    """A local path as seen from everywhere; a hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def hparams_folder() -> Path:
+    """The YAMLs, inside of an installed package or beside it in a clone of the repository."""
+    here = Path(__file__).resolve().parent
+    return here / "hparams" if (here / "hparams").is_dir() else here.parent / "hparams"
+
+
+def command(config: Path) -> str:
+    """What trains."""
+    return f"python -m w2v_plugin.transfer {shlex.quote(str(config))}"
+
+
+def then(out: Path) -> str:
+    """What one does with a trained model."""
+    model, data = shlex.quote(str(out / "model")), shlex.quote(str(out / "data"))
+    lm, scores = shlex.quote(str(out / "lm")), shlex.quote(str(out / "scores"))
+    return f"""
+Now, for example:
+  w2v transcribe talk.wav --model {model}
+  python recipes/language_model.py --text {data}/train.csv --model {model} \\
+      --dev {data}/dev.csv --out {lm}
+  python recipes/evaluate.py --model {model} --manifest {data}/test.csv --lm {lm} \\
+      --out {scores}"""
+
+
+def add_options(add: Any) -> None:
+    """The options of `w2v new-language`, by `add_argument` of its parser."""
+    add(
+        "--audio", type=Path, required=True, metavar="PATH", help="folder, table or list; see below"
+    )
+    add("--text", type=Path, metavar="PATH", help="the texts, where they are not beside the audio")
+    add("--pretrained", required=True, metavar="MODEL", help="what to start from; see below")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for everything that is written")
+    add(
+        "--run",
+        dest="train",
+        action="store_true",
+        help="train now; again after an interruption, to go on",
+    )
+    add("--device", help="for --run: cpu, cuda, … (default: cuda if there is one)")
+    add("--adapters", choices=["mms", "lora"], help="train these and the head, keep the rest")
+    add("--language", metavar="CODE", help="with --adapters: what the language is called, as deu")
+    add("--dev", type=float, default=0.1, metavar="F", help="share to watch training (default 0.1)")
+    add(
+        "--test",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="share to test at the end (default 0.1)",
+    )
+    add("--apart-texts", action="store_true", help="train on no text of dev or test")
+    add("--seed", type=int, default=0, help="of the split (default 0)")
+    add("--max-s", type=float, default=20.0, metavar="S", help="longest utterance (default 20)")
+    add("--case", choices=["lower", "upper", "keep"], default="lower", help="default: lower")
+    add("--inside", default="'", metavar="CHARS", help="punctuation kept in words (default ')")
+    add("--keep", default="", metavar="CHARS", help="punctuation kept anywhere (default: none)")
+    add("--drop", default="", metavar="CHARS", help="characters dropped anywhere (default: none)")
+    add("--map", action="append", default=[], metavar="OLD=NEW", help="may be repeated")
+    add("--digits", choices=["refuse", "keep", "spell"], default="refuse", help="default: refuse")
+    add("--text-language", default="", metavar="CODE", help="tr, az: dotless i; and for spelling")
+    add("--units", choices=["characters", "unigram", "bpe"], default="characters")
+    add("--size", type=int, default=500, help="of a vocabulary of unigram or bpe pieces")
+    add("--min-count", type=int, default=3, metavar="N", help="utterances a character needs")

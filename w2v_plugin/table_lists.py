@@ -1,0 +1,198 @@
+"""Tables and "name text" lines -> utterances.
+
+What stands between rows of text (`tables`) and a listing: which column is what, which file a name
+means, which part of it. Surprising: a recording under the folder that no line names still stands in
+the result, without a text, and a line that cannot be used stands there with its `problem`: what is
+left out later is named and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from w2v_plugin.checks import Utterance
+from w2v_plugin.errors import BadManifest
+from w2v_plugin.tables import Row, known_columns, read_lines
+from w2v_plugin.toolkit_lists import find_file, part_of
+
+AUDIO = {
+    *(".flac", ".wav", ".wave", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"),
+    ".sph",
+}
+UNREADABLE = {".m4a", ".aac", ".wma", ".amr", ".3gp", ".webm", ".mp4", ".mkv", ".mov", ".avi"}
+SHOWN = 3  # names in a message
+
+Columns = Mapping[str, str]
+
+
+def choose_columns(path: Path, header: Sequence[str], given: Columns) -> dict[str, str]:
+    """Roles and columns: those given, and the known ones for all other roles."""
+    for name in filter(None, given.values()):
+        if name not in header:
+            raise BadManifest(
+                f"{path}:1: no column {name!r}; it has {', '.join(header)}. Name yours with "
+                "--audio-column, --text-column, --speaker-column ('' where there is none)."
+            )
+    columns = {**known_columns(name for name in header if name not in given.values()), **given}
+    return {role: name for role, name in columns.items() if name}
+
+
+def list_rows(
+    rows: Sequence[Row], roots: Sequence[Path], columns: Columns, where: Path
+) -> list[Utterance]:
+    """Utterances of table rows, whose `columns` say what is what."""
+    if "audio" not in columns:
+        header = ", ".join(rows[0].cells) if rows else ""
+        raise BadManifest(
+            f"{where}:1: no column that names the audio; it has {header}. Say which one it is: "
+            "--audio-column (and --text-column, --speaker-column; '' where there is none)."
+        )
+    paths = [Path(str(row.cells.get(columns["audio"]) or "").strip()) for row in rows]
+    names = unique_names(paths)
+    return [
+        _row_utterance(row, path, name, roots, columns)
+        for row, path, name in zip(rows, paths, names, strict=True)
+    ]
+
+
+def list_lines(path: Path, root: Path, encoding: str = "utf-8") -> list[Utterance]:
+    """Recordings under `root` with the texts of a file of "name text" lines.
+
+    Between name and text stand tabs, | (LJSpeech: name|text|normalized text; the last is taken) or
+    a space. A name is a path under `root`, or a file name with or without its suffix.
+    """
+    files = audio_files(root)
+    known = _by_name(files, root)
+    split = _splitter([line for _, line in read_lines(path, encoding)])
+    listed, heard = [], set()
+    for source, line in read_lines(path, encoding):
+        name, text = split(line)
+        found = known.get(name, [])
+        problem = "" if len(found) == 1 else _not_one(name, found, root)
+        wav = found[0] if len(found) == 1 else root / name
+        heard.add(wav)
+        identity = Path(name).with_suffix("") if Path(name).suffix.lower() in AUDIO else name
+        speaker = wav.parent.name
+        listed.append(Utterance(str(identity), wav, speaker, text, source, problem=problem))
+    if not heard & set(files):
+        first = listed[0].id if listed else ""
+        raise BadManifest(
+            f"{path}:1: no line begins with the name of a recording in {root} ({len(files)} there; "
+            f"the first line begins with {first[:40]!r}). Expected lines of 'name text', or a "
+            "table with a header (path, text, speaker; other names: --audio-column)."
+        )
+    names = unique_names([wav.relative_to(root) for wav in files])
+    return listed + [
+        Utterance(name, wav, wav.parent.name, "", str(wav), problem=format_problem(wav))
+        for name, wav in zip(names, files, strict=True)
+        if wav not in heard
+    ]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """File names without suffix, or whole relative paths where the names alone are ambiguous.
+
+    Example
+    -------
+    >>> unique_names([Path("ann/1.wav"), Path("bob/1.wav")])
+    ['ann-1', 'bob-1']
+    """
+    stems = Counter(path.stem for path in set(paths))
+    if max(stems.values(), default=0) <= 1:
+        return [path.stem for path in paths]
+    return ["-".join((*path.parts[:-1], path.stem)) for path in paths]
+
+
+def audio_files(root: Path) -> list[Path]:
+    """Audio under a folder, sorted; hidden files (of file managers) are none."""
+    if not root.is_dir():
+        raise BadManifest(f"{root}: no such folder.")
+    every = (path for path in root.rglob("*") if path.suffix.lower() in AUDIO | UNREADABLE)
+    return sorted(path for path in every if not path.name.startswith("."))
+
+
+def format_problem(wav: Path) -> str:
+    if wav.suffix.lower() not in UNREADABLE:
+        return ""
+    return f"{wav.suffix} cannot be decoded here; convert it: ffmpeg -i {wav.name} {wav.stem}.flac"
+
+
+def _row_utterance(
+    row: Row, path: Path, name: str, roots: Sequence[Path], columns: Columns
+) -> Utterance:
+    def cell(role: str) -> str:
+        value = row.cells.get(columns.get(role, ""))
+        return "" if value is None else str(value)
+
+    problem, times = row.problem, {}
+    if not problem and not cell("audio").strip():
+        problem = f"column {columns['audio']!r} is empty"
+    wav = find_file(str(path), roots)
+    try:
+        times = {} if problem else _times(cell)
+    except ValueError as error:
+        problem = str(error)
+    if "start" in times:
+        name = f"{name}-{round(1000 * (times['start'] or 0)):07d}"
+    return Utterance(
+        id=cell("id").strip() or (f"{row.source}" if problem else name),
+        wav=wav,
+        speaker=cell("speaker").strip() if "speaker" in columns else wav.parent.name,
+        text=cell("text"),
+        source=row.source,
+        problem=problem or format_problem(wav),
+        **times,  # type: ignore[arg-type]
+    )
+
+
+def _times(cell: Callable[[str], str]) -> dict[str, float | None]:
+    """`start`, `end` and `promised` of a row; nothing where it says nothing of times."""
+    start, end, length = (
+        float(cell(role)) if cell(role).strip() else None for role in ("start", "end", "duration")
+    )
+    if length is not None and not length > 0:
+        raise ValueError(f"a duration of {length:g} s")
+    if not start and end is None:
+        return {} if length is None else {"promised": length}
+    if end is None and length is not None:
+        end = (start or 0.0) + length
+    return part_of(start or 0.0, end)
+
+
+def _by_name(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+    """Files by relative path, file name and stem, with and without suffix."""
+    known: dict[str, list[Path]] = defaultdict(list)
+    for wav in files:
+        relative = wav.relative_to(root)
+        names = {relative.as_posix(), relative.with_suffix("").as_posix(), wav.name, wav.stem}
+        for name in names:
+            known[name].append(wav)
+    return known
+
+
+def _not_one(name: str, found: list[Path], root: Path) -> str:
+    if not found:
+        return f"no recording {name!r} in {root}"
+    places = ", ".join(str(path.relative_to(root)) for path in found[:SHOWN])
+    return f"{name!r} is the name of {len(found)} recordings: {places}"
+
+
+def _splitter(lines: Sequence[str]) -> Callable[[str], tuple[str, str]]:
+    """(name, text) of a line, by the separator that every line has."""
+    for separator in ("\t", "|"):
+        if lines and all(separator in line for line in lines):
+            return lambda line: _name_and_last(line.split(separator))
+
+    def by_space(line: str) -> tuple[str, str]:
+        name, *rest = line.split(maxsplit=1)
+        return name, rest[0] if rest else ""
+
+    return by_space
+
+
+def _name_and_last(cells: list[str]) -> tuple[str, str]:
+    """LJSpeech's third column has numbers spelled out; it is empty in some lines."""
+    texts = [cell for cell in cells[1:] if cell.strip()]
+    return cells[0].strip(), texts[-1] if texts else ""
