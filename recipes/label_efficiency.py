@@ -251,10 +251,10 @@ def tune(pool: ProcessPoolExecutor, options: argparse.Namespace) -> tuple[dict[s
     """The best job of each arm by development CER, and all that were tried."""
     grid = [
         Job(arm, options.tune_minutes, options.seeds[0], rate, extractor)
-        for arm, rate, extractor in product(
-            options.arms, options.learning_rates, options.extractors
+        for arm, folder in options.arms.items()
+        for rate, extractor in product(
+            options.learning_rates, options.extractors if folder else ["trained"]
         )
-        if options.arms[arm] or extractor == "trained"
     ]
     results = run_all(pool, grid, options)
     best = {}
@@ -348,7 +348,13 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=100.0, help="of compute per fine-tuning (default 100)")
     add("--validations", type=int, default=3, help="per fine-tuning (default 3)")
     add("--learning_rates", type=float, nargs="+", default=[0.001, 0.002, 0.004])
-    add("--extractors", nargs="+", choices=("trained", "frozen"), default=["trained", "frozen"])
+    add(
+        "--extractors",
+        nargs="+",
+        choices=("trained", "frozen"),
+        default=["trained", "frozen"],
+        help="tried for starts with a folder (both); random ones are always trained",
+    )
     add("--tune_minutes", type=float, default=30.0, help="labels for tuning (default 30)")
     add("--jobs", type=int, default=1, help="fine-tunings at a time (default 1)")
     add("--bootstrap", type=int, default=1000, help="draws for intervals (default 1000)")

@@ -13,6 +13,7 @@ import argparse
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import yaml
 
 from w2v_plugin.commands import refused
 from w2v_plugin.inputs import CannotStart
-from w2v_plugin.outputs import say
 
 CONFIG = "train.yaml"
 LARGE = 20_000_000  # parameters of a body; the smaller ones train on a CPU
@@ -36,7 +36,7 @@ def new_language(arguments: argparse.Namespace) -> int:
             "it or choose another --out."
         )
     if config.is_file():
-        say(f"{config} is there: the data stay as they were prepared, training goes on with it.")
+        print(f"{config} is there: the data stay as they were prepared, training goes on with it.")
     else:
         with refused("cannot prepare", (ValueError, OSError, ImportError)):
             prepare(arguments)
@@ -69,13 +69,13 @@ def prepare(arguments: argparse.Namespace) -> None:
     sizes = ", ".join(f"{len(some)} {name}" for name, some in parts.items() if some)
     print(f"2. Split by {'speaker' if split.by_speaker else 'utterance'}: {sizes}.")
     for warning in split.warnings:
-        say(f"   {warning}")
+        print(f"   {warning}")
     raw = {out / "raw" / f"{name}.csv": some for name, some in parts.items() if some}
     limits = {"max_s": arguments.max_s, "need_text": True, "cut_to": out / "cut"}
     print("3. Audio and texts, checked:", flush=True)
     summaries = check_and_write(raw, **limits)
     for summary in summaries:
-        print(f"   {summary}")
+        print(f"   {replace(summary, warnings=())}")  # what they share is told with the texts
     train, *also = raw
     report = prepare_texts(
         train,
