@@ -27,18 +27,16 @@ from __future__ import annotations
 import sys
 
 import speechbrain as sb
-from hyperpyyaml import load_hyperpyyaml
 
-from w2v_plugin.finetuning import finetune, start
-from w2v_plugin.launch import join_group, leave_group
+from w2v_plugin.finetuning import finetune, read_hparams, start, told
+from w2v_plugin.launch import join_group
 
 
 def main(argv: list[str]) -> None:
     """Run the recipe with command-line arguments."""
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     join_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
+    hparams = read_hparams(hparams_file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     start(hparams)
     finetune(hparams, run_opts)
@@ -48,5 +46,4 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]) or len(sys.argv) == 1:
         print(__doc__)
     else:
-        main(sys.argv[1:])
-        leave_group()
+        sys.exit(told("finetune_ctc", main, sys.argv[1:]))

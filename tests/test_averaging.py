@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,3 +74,12 @@ def test_the_mean_is_kept_if_it_is_not_worse(
     monkeypatch.setattr("w2v_plugin.averaging.by_length", lambda *_: {})
     assert choose_weights(brain, None) == report  # type: ignore[arg-type]
     assert brain.model.weight.item() == weight
+
+
+def test_nothing_trained_is_told(tmp_path: Path) -> None:
+    """As after `--updates 0`."""
+    brain = brain_after_training(tmp_path, 1)
+    brain.hparams.best_by = "CER"  # no checkpoint has it
+    brain.hparams.valid_every, brain.hparams.epoch_counter = 500, SimpleNamespace(limit=0)
+    with pytest.raises(ValueError, match=r"nothing was trained .* got epochs of 500 updates, 0 of"):
+        choose_weights(brain, None)  # type: ignore[arg-type]

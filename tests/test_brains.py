@@ -297,6 +297,14 @@ def test_patience_counts_validations(patience: Any, tmp_path: Path) -> None:
         tuner(tmp_path, 0, patience=patience).on_fit_start()
 
 
+@pytest.mark.parametrize("best_by", ["wer", "loss", None])
+def test_the_score_that_keeps_checkpoints_is_known_before_training(
+    best_by: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"best_by: got .*, expected one of WER, CER"):
+        tuner(tmp_path, 0, best_by=best_by).on_fit_start()
+
+
 def test_an_encoder_that_never_learns_is_mentioned(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -359,6 +367,41 @@ def test_a_dead_extractor_is_called_so(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.text.count("The extractor died") == 1
     assert brain.monitor.records[-1]["valid_spread"] < 1e-6
     brain.monitor.writer.close()
+
+
+def test_a_deaf_model_is_called_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever died in it: its logits do not vary, and that is said at the second validation."""
+    logs = SimpleNamespace(log_stats=lambda *_, **__: None)
+    brain = tuner(tmp_path, 0, train_logger=logs)
+    brain.save = lambda scores: None  # type: ignore[method-assign]
+    brain.train_loss = 0.0
+    brain.modules.eval()
+    for update in (500, 1000, 1500, 2000):
+        brain.optimizer_step = update
+        if update == 1000:
+            nn.init.zeros_(brain.model.head.weight)
+            nn.init.normal_(brain.model.head.bias)
+        brain.on_stage_start(sb.Stage.VALID)
+        with torch.no_grad():
+            brain.evaluate_batch(speech(), sb.Stage.VALID)
+        brain.on_stage_end(sb.Stage.VALID, 0.0)
+    assert caplog.text.count("The model hears nothing: at update 1500") == 1
+    assert caplog.text.count("The model hears nothing") == 1
+    spreads = [record.get("valid_logit_spread") for record in brain.validations]
+    assert spreads[0] is None and all(share < 1e-12 for share in spreads[1:])
+    brain.monitor.writer.close()
+
+
+def test_silence_in_place_of_a_lost_batch_is_no_death(tmp_path: Path) -> None:
+    """One frame alone cannot vary: the batch in which frames differ most counts."""
+    brain = tuner(tmp_path, 0)
+    brain.on_stage_start(sb.Stage.VALID)
+    brain.notice("spread", torch.ones(1, 1, 4), None)
+    brain.notice("spread", torch.eye(4)[None], None)
+    brain.notice("spread", torch.ones(1, 1, 4), None)
+    assert brain.spreads == {"spread": pytest.approx(0.75)}
+    brain.on_stage_start(sb.Stage.VALID)
+    assert brain.spreads == {}
 
 
 def test_a_batch_without_audio_is_not_scored(tmp_path: Path) -> None:

@@ -549,6 +549,8 @@ def test_what_cannot_start_is_one_line_and_status_2(capsys, model, sounds, tmp_p
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "hyperparams.yaml").write_text("x: [")
     (tmp_path / "old" / "hyperparams.yaml").write_text("x: !new:w2v_plugin.gone.Gone\n")
+    for name in ("torn", "old"):
+        (tmp_path / name / "wav2vec2.ckpt").touch()
     ours = ("--model", model / "asr")
     cases = {
         ("transcribe", path, "--model", tmp_path / "nowhere"): "no such folder",

@@ -229,8 +229,14 @@ def test_chunks_are_refused(kind: str) -> None:
             r"conformer='absolute', expected one of \('relative', 'rotary'",
         ),
         ({"conformer_kernel": 6}, "conformer_kernel=6, expected an odd number"),
-        ({"norm_first": False}, "norm_first=False, adapter_dim=None: expected norm_first=True"),
-        ({"adapter_dim": 4}, "adapter_dim=4: expected norm_first=True and adapter_dim=None"),
+        (
+            {"norm_first": False},
+            "norm_first=False, adapter_dim=None, lora_rank=None: expected norm_first=True",
+        ),
+        (
+            {"adapter_dim": 4},
+            "adapter_dim=4, lora_rank=None: expected norm_first=True, and no adapters",
+        ),
         ({"conformer": "rotary", "heads": 8}, "heads=8: sine and cosine need an even 3"),
     ],
 )

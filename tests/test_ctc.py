@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -148,6 +149,58 @@ def test_a_frozen_extractor_needs_no_gradient() -> None:
     model(wavs()).logits.sum().backward()
     assert all(p.grad is None for p in model.wav2vec2.extractor.parameters())
     assert model.wav2vec2.projection.linear.weight.grad.any()
+
+
+def frozen(seed: int = 0, **kwargs: Any) -> Wav2Vec2:
+    torch.manual_seed(seed)
+    model = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7, **kwargs)
+    model.freeze_extractor()
+    return model
+
+
+@pytest.mark.parametrize("norm", ["group", "layer", "none"])
+@pytest.mark.parametrize("padding", ["exact", "mask", "reference"])
+def test_a_frozen_extractor_hears_the_same(norm, padding) -> None:
+    """In tiles or not, at any length, one row shorter than a frame; beyond it nothing matters."""
+    model = frozen(extractor_norm=norm, padding=padding, conv_bias=norm != "group")
+    audio, wav_lens = torch.randn(4, 24000), torch.tensor([1.0, 0.61, 0.03, 0.01])
+    expected, lengths = copy.deepcopy(model).double().extract(audio.double(), wav_lens.double())
+    latents, frozen_lengths = model.extract(audio, wav_lens)
+    assert lengths is not None and lengths[-1] == 0
+    assert frozen_lengths is not None and torch.equal(frozen_lengths, lengths)
+    whole = latents.shape[1]
+    for row, other, n in zip(latents, expected, lengths.tolist(), strict=True):
+        n = n if padding == "exact" else whole
+        # float32 rounding, seven layers deep
+        torch.testing.assert_close(row[:n].double(), other[:n], rtol=0.0, atol=1e-5)
+
+
+def test_a_frozen_extractor_still_loads_weights() -> None:
+    """What is packed never outlives a call, and is no part of the model."""
+    model, other = frozen(), frozen(seed=1)
+    names = list(model.state_dict())
+    before, _ = model.extract(wavs())
+    model.load_state_dict(other.state_dict())
+    after, _ = model.extract(wavs())
+    assert list(model.state_dict()) == names
+    assert not torch.allclose(before, after, atol=1e-2)
+    # float32 rounding, seven layers deep
+    torch.testing.assert_close(after, other.extract(wavs())[0], rtol=0.0, atol=1e-5)
+
+
+def test_a_frozen_extractor_in_other_types() -> None:
+    """Tiles are float32's alone: after a move, and under autocast, the plain path runs."""
+    model = frozen()
+    single, _ = model.extract(wavs())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half, _ = model.extract(wavs())
+    assert half.dtype == torch.bfloat16
+    # 8 bits of bfloat16, seven layers deep
+    torch.testing.assert_close(half.float(), single, rtol=0.1, atol=0.1)
+    double, _ = model.double().extract(wavs())
+    assert double.dtype == torch.float64
+    # float32 rounding, seven layers deep
+    torch.testing.assert_close(single.double(), double, rtol=0.0, atol=1e-5)
 
 
 def test_head_only_keeps_no_graph_of_the_body() -> None:

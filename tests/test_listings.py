@@ -357,6 +357,43 @@ def test_two_parts_are_not_cut_to_one_file(kaldi: Path, tmp_path: Path) -> None:
         prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
 
 
+def test_a_text_without_audio_is_listed_with_its_problem(tmp_path: Path) -> None:
+    """Where texts lie beside audio, or in a folder of their own; not a README by bare audio."""
+    wav = sound(tmp_path / "a" / "1.WAV")
+    readme = write(tmp_path / "a" / "README.txt", "recorded in May")
+    assert [each.wav for each in list_any(tmp_path / "a")] == [wav]
+    write(wav.with_suffix(".TXT"), "yes")
+    lost = write(tmp_path / "a" / "2.txt", "no")
+    listing = list_any(tmp_path / "a")
+    assert [each.text for each in listing] == ["yes", "", ""]
+    assert [each.source for each in listing[1:]] == [f"{lost}:1", f"{readme}:1"]
+    assert all("no recording of this name" in each.problem for each in listing[1:])
+    assert listing.kind.endswith(
+        "1 audio file, 1 with a .txt of the same name beside it, 2 .txt without audio"
+    )
+    write(tmp_path / "texts" / "1.txt", "well")
+    write(tmp_path / "texts" / "3.txt", "lost")
+    apart = list_any(tmp_path / "a", tmp_path / "texts")
+    assert [(each.text, bool(each.problem)) for each in apart] == [("well", False), ("", True)]
+
+
+def test_linked_folders_are_entered_once_and_circles_are_not(tmp_path: Path) -> None:
+    for place in ("root/ann", "elsewhere/bob"):
+        sound(tmp_path / place / "a.wav")
+    (tmp_path / "root" / "dir.wav").mkdir()
+    links = {"bob": "elsewhere/bob", "same": "elsewhere/bob", "up": ".", "ann2": "root/ann"}
+    for name, target in links.items():
+        (tmp_path / "root" / name).symlink_to(tmp_path / target, target_is_directory=True)
+    (tmp_path / "elsewhere" / "bob" / "round").symlink_to(tmp_path / "elsewhere" / "bob")
+    found = [each.wav.relative_to(tmp_path).as_posix() for each in list_any(tmp_path / "root")]
+    assert found == ["root/ann/a.wav", "root/bob/a.wav"]
+
+
+def test_a_recording_is_no_list(tmp_path: Path) -> None:
+    with pytest.raises(BadManifest, match=r"one recording\. Expected the folder"):
+        list_any(sound(tmp_path / "a.wav"))
+
+
 # --- splits ----------------------------------------------------------------------------------
 
 
@@ -403,6 +440,34 @@ def test_few_speakers_are_split_by_utterance_with_a_warning(listed: list[Utteran
     split = split_by_speaker(listed, dev=0.1, test=0.1)
     assert not split.by_speaker and [len(side) for side in split[:3]] == [48, 6, 6]
     assert "measure known voices" in split.warnings[0]
+
+
+def test_what_cannot_be_used_decides_nothing_about_a_split(tmp_path: Path) -> None:
+    """A broken line has no speaker, a folder without texts is no dev set; train tells of both."""
+    good = [
+        Utterance(f"{name}{n}", sound(tmp_path / name / f"{n}.wav"), name, "yes")
+        for name in "abc"
+        for n in range(3)
+    ]
+    broken = Utterance("t.tsv:9", tmp_path, "", "", "t.tsv:9", problem="2 values")
+    silent = Utterance("d", sound(tmp_path / "d.wav"), "d", "")
+    split = split_by_speaker([broken, *good, silent], dev=0.1, test=0.1, need_text=True)
+    assert split.by_speaker and broken in split.train and silent in split.train
+    assert [len(side) for side in split[:3]] == [5, 3, 3]
+    unlabelled = split_by_speaker([*good, silent], dev=0.1, test=0.1)
+    assert silent in unlabelled.dev + unlabelled.test
+
+
+def test_splits_refuse_equal_names_and_say_why_nothing_can_be_split() -> None:
+    """Otherwise the line with the same name would be on two sides, or on none."""
+    twice = [*people({"a": 2, "b": 2, "c": 2}), Utterance("a0", Path("x.wav"), "d", end=60.0)]
+    with pytest.raises(BadManifest, match="'a0' was already used"):
+        split_by_speaker(twice)
+    mute = [Utterance("a", Path("x.wav"), "d", "", "t.csv:2", end=60.0)]
+    with pytest.raises(BadManifest, match=r"t\.csv:2: no text.*--text-column"):
+        split_by_speaker(mute, need_text=True)
+    with pytest.raises(BadManifest, match="no utterances were listed"):
+        split_by_speaker([])
 
 
 def test_texts_can_be_kept_apart() -> None:

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+import yaml
 
 from w2v_plugin.cli import main
 from w2v_plugin.folders import save_pretrained
@@ -96,6 +98,15 @@ def test_from_recordings_to_a_model(
         (["--audio", "nowhere"], "nowhere"),
         (["--pretrained", "nowhere"], "nowhere"),
         (["--dev", "1.5"], "1.5"),
+        (["--dev", "0"], "picks the best model"),
+        (["--dev", "nan"], "must be above 0"),
+        (["--adapters", "mms"], "go together"),
+        (["--language", "deu"], "go together"),
+        (["--adapters=mms", "--language=deu", "--units=bpe"], "--units characters"),
+        (["--out", __file__], "a file"),
+        (["--min-count", "99"], "--min-count"),
+        (["--text-column", "said", "--text", __file__], "no column 'said'"),
+        (["--encoding", "klingon"], "knows no such encoding"),
     ],
 )
 def test_what_cannot_be_prepared_is_told_and_leaves_no_configuration(
@@ -107,13 +118,58 @@ def test_what_cannot_be_prepared_is_told_and_leaves_no_configuration(
     complaint: str,
 ) -> None:
     assert call(recordings, pretrained, tmp_path / "new", *options) == 2
-    assert complaint in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert complaint in err and err.count("\n") == 1
     assert not (tmp_path / "new" / "train.yaml").exists()
+
+
+def test_no_audio_is_decoded_for_a_model_that_is_none(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Checking hours of audio takes long; the name of the model is checked before it."""
+    assert call(recordings, Path(__file__), tmp_path / "new") == 2
+    told = capsys.readouterr()
+    assert f"--pretrained {__file__}" in told.err and not told.out
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_same_recording_in_two_parts_is_told(
+    recordings: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copied under another speaker; speakers and texts differ, so nothing else tells."""
+    copies = tmp_path / "copies"
+    shutil.copytree(recordings, copies)
+    for speaker in range(1, 4):
+        shutil.copy(copies / "s0" / "u0_0.wav", copies / f"s{speaker}" / f"u{speaker}_0.wav")
+    assert call(copies, pretrained, tmp_path / "new", "--test=0", "--max-s=9.5") == 0
+    told = capsys.readouterr().out
+    assert re.search(r"   warning: \d recordings? of train.csv: \S+ same audio as dev.csv", told)
+    text = (tmp_path / "new" / "train.yaml").read_text(encoding="utf-8")
+    assert "\nmax_s: 9.5\n" in text and "\ntest_csvs: {} #" in text
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    recordings: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert call(recordings, pretrained, tmp_path / "new") == 0
+
+    def interrupted(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("w2v_plugin.transfer.run", interrupted)
+    assert call(recordings, pretrained, tmp_path / "new", "--run", "--device=cpu") == 130
+    assert "same command goes on" in capsys.readouterr().err
+    assert call(recordings, pretrained, tmp_path / "new", "--run", "--device=gpu0") == 2
+    assert "--device gpu0" in capsys.readouterr().err
 
 
 def test_settings_grow_with_the_hours() -> None:
     updates = [settings(hours, 2_000_000)["updates"] for hours in (0.05, 0.25, 1, 4, 100)]
-    assert updates == [1500, 3000, 6000, 12000, 20000]
+    assert updates == [1500, 3000, 6000, 12000, 60000]
     large = [settings(hours, 95_000_000) for hours in (0.2, 10, 100)]
     assert [some["updates"] for some in large] == [13000, 20000, 50000]
     assert all(some["freeze_encoder_updates"] == some["updates"] // 10 for some in large)
@@ -121,8 +177,6 @@ def test_settings_grow_with_the_hours() -> None:
 
 @pytest.mark.parametrize("value", ["a b", "#5", "null", "C:\\x", "ü'\"", "!ref <x>"])
 def test_filled_survives_any_name(value: str) -> None:
-    import yaml
-
     text = filled("a: !PLACEHOLDER # why\nb: 1\n", {"a": value})
     assert yaml.safe_load(text) == {"a": value, "b": 1} and text.endswith("# why\nb: 1\n")
 

@@ -164,8 +164,12 @@ def test_byte_order_marks_and_windows_lines_are_read(tmp_path: Path) -> None:
     [
         ("latin-1", ["gut", "schön"], r"train\.csv:3: not UTF-8"),
         ("utf-16", ["gut"], r"train\.csv:1: not UTF-8"),
-        ("utf-8", ["7", "!"], r"none of 2 texts can be learned \(1 unread, 1 empty\)"),
-        ("utf-8", ["das", "war"], r"none of 2 texts can be learned \(2 rare\)"),
+        (
+            "utf-8",
+            ["7", "!"],
+            r"none of 2 texts can be learned \(1 unread: .*--digits.*; 1 empty: ",
+        ),
+        ("utf-8", ["das", "war"], r"none of 2 texts can be learned \(2 rare: .*--min-count"),
     ],
 )
 def test_nothing_is_written_where_nothing_can_be(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from w2v_plugin.languages import languages
 from w2v_plugin.manifests import Utterance, write_manifest
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
+from w2v_plugin.training import StepBrain
 from w2v_plugin.transfer import begin, known_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +204,62 @@ def test_languages_are_added_one_by_one(adapters: str, place: Path, tmp_path: Pa
     with pytest.raises(FileExistsError, match="has nor already"):
         run(place, tmp_path / "again", **add | {"language": "nor"})
     run(place, tmp_path / "deu", adapters=adapters, language="deu")  # its own, once more
+
+
+@pytest.mark.slow
+def test_adapters_resume_exactly(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, with averaging and patience: the same adapters to the bit."""
+
+    class Killed(BaseException):
+        pass
+
+    original = StepBrain.on_fit_batch_end
+
+    def kill_after_three(self: StepBrain, *args: object) -> None:
+        original(self, *args)
+        if self.optimizer_step == 3:
+            raise Killed
+
+    options = {"adapters": "mms", "language": "deu", "average": 2, "patience": 3, "updates": 6}
+    options |= {"best_by": "WER", "take_rows": False}
+    run(place, tmp_path / "whole", **options)
+    every = {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(StepBrain, "on_fit_batch_end", kill_after_three)
+        run(place, tmp_path / "killed", **options, **every)
+    assert not (tmp_path / "killed/model").exists()
+    run(place, tmp_path / "killed", **options, **every)
+    [whole, again] = [
+        {path.name: path.read_bytes() for path in (tmp_path / x / "model").iterdir()}
+        for x in ("whole", "killed")
+    ]
+    assert whole == again
+    reports = [json.loads((tmp_path / x / "results.json").read_text()) for x in ("whole", "killed")]
+    assert reports[0]["weights"] == reports[1]["weights"] and "mean" in reports[0]["weights"]
+
+
+@pytest.mark.parametrize("more", [{}, {"adapters": "mms", "language": "deu"}])
+def test_half_precision_with_all_masks_gives_no_nan(
+    more: dict, place: Path, tmp_path: Path
+) -> None:
+    """Utterances of a few frames among them, and one whose transcript CTC cannot say in time."""
+    utterances = []
+    for i, (samples, text) in enumerate(
+        [(1700, "g"), (2000, "gön"), (16000, "gö on"), (9000, "ö")]
+    ):
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, 0.1 * torch.randn(samples).numpy(), 16000)
+        utterances.append(Utterance(f"u{i}", path, "s", text, f"list:{i + 1}"))
+    utterances.append(Utterance("long", tmp_path / "0.wav", "s", "gönn " * 20, "list:9"))
+    write_manifest(tmp_path / "all.csv", utterances)
+    data = dict.fromkeys(("train_csv", "valid_csv"), str(tmp_path / "all.csv"))
+    run(place, tmp_path / "out", precision="bf16", max_grad_norm=1e9, **data, **more)
+    records = [json.loads(x) for x in (tmp_path / "out/steps.jsonl").read_text().splitlines()]
+    for record in records:
+        assert all(math.isfinite(value) for value in record.values()), record
+    assert len([r for r in records if "loss" in r]) == 4
 
 
 @pytest.mark.slow

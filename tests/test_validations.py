@@ -61,6 +61,18 @@ def test_a_dead_extractor_is_named_once_and_before_blanks() -> None:
     assert said(validations([40, 30], [80, 70], [dead, dead])) == []
 
 
+def test_a_deaf_model_is_named_once_and_after_two_validations() -> None:
+    """The same logits at every frame, twice; a group-norm extractor that died shows so alone."""
+    records = validations([97.0] * 4)
+    for record, share in zip(records, [0.1, 1e-14, 1e-14, 1e-14], strict=True):
+        record["valid_logit_spread"] = share
+    assert said(records[:2]) == []
+    assert said(records) == ["The model hears"]
+    (text,) = advice(records[:3])
+    assert "update 1500" in text and "97 %" in text and "lower encoder_lr" in text
+    assert said([{**record, "valid_CER": 50.0} for record in records]) == []
+
+
 def test_words_all_wrong_while_characters_improve() -> None:
     """`best_by: CER` is advised once, only to those who pick by words."""
     records = validations([95, 70, 50, 40], [100, 100, 99.5, 99.2])

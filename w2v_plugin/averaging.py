@@ -55,12 +55,23 @@ def choose_weights(brain: CTCBrain, valid: DynamicItemDataset) -> dict[str, Any]
     dict
         For `results.json`: `average` (checkpoints in the mean, 1 for the best alone), `best` and,
         if there was one, `mean`: their scores on `valid`.
+
+    Raises
+    ------
+    ValueError
+        There is no checkpoint to choose.
     """
     best_by, keep = brain.hparams.best_by, getattr(brain.hparams, "average", 1)
     checkpointer = brain.checkpointer
     checkpointer.recover_if_possible(min_key=best_by)
     found = checkpointer.find_checkpoints(min_key=best_by, max_num_checkpoints=keep)
     brain.checkpointer = None
+    if not found:
+        raise ValueError(
+            f"No checkpoint has a {best_by}: nothing was trained and validated. Expected updates "
+            f"and valid_every of 1 or more, got epochs of {brain.hparams.valid_every} updates, "
+            f"{brain.hparams.epoch_counter.limit} of them."
+        )
     best = float(found[0].meta[best_by])
     chosen: dict[str, Any] = {"average": 1, "best": {best_by: best}}
     if len(found) < 2:

@@ -28,7 +28,7 @@ from w2v_plugin.pretraining import PretrainingOutput
 from w2v_plugin.ranks import all_sum
 from w2v_plugin.text import normalize_text
 from w2v_plugin.training import StepBrain
-from w2v_plugin.validations import advice, exhausted, spread
+from w2v_plugin.validations import DEAF, advice, exhausted, spread
 
 logger = get_logger(__name__)
 
@@ -183,7 +183,7 @@ class CTCBrain(ChunkBrain):
         self.kept: dict[tuple[str, str], Tensor] = {}
         self.augment: Augmenter | None = getattr(self.hparams, "augment", None)
         self.patience: int | None = getattr(self.hparams, "patience", None)
-        self.varying: float | None = None  # share of the latents, in the first validation batch
+        self.spreads: dict[str, float] = {}  # of latents and logits, in this validation
 
     def on_fit_start(self) -> None:
         self.check_settings()
@@ -202,6 +202,11 @@ class CTCBrain(ChunkBrain):
             raise ValueError(
                 "augment changes the audio at every step, but keep_latents keeps what the frozen "
                 "extractor made of it at first. Add --keep_latents False, or --augment null."
+            )
+        scores = self.named({chunk: {"WER": 0.0, "CER": 0.0} for chunk in self.valid_chunks})
+        if self.hparams.best_by not in scores:
+            raise ValueError(
+                f"best_by: got {self.hparams.best_by!r}, expected one of {', '.join(scores)}."
             )
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience: got {patience!r}, expected null or validations, 1 or more")
@@ -260,9 +265,13 @@ class CTCBrain(ChunkBrain):
             return model(*self.augmented(batch), **options)
         latents = self.model.wav2vec2.extract(*batch.sig)
         trained = self.model.wav2vec2.feature_grad_scale > 0
-        if stage == sb.Stage.VALID and trained and self.varying is None:
-            self.varying = spread(*latents)
+        if stage == sb.Stage.VALID and trained:
+            self.notice("spread", *latents)
         return model(None, latents=latents, **options)
+
+    def notice(self, name: str, frames: Tensor, lengths: Tensor | None) -> None:
+        """How much frames differ, in the batch in which they do most: one may be silence."""
+        self.spreads[name] = max(self.spreads.get(name, 0.0), spread(frames, lengths))
 
     def augmented(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
         """Waveforms and relative lengths, changed by what follows from seed, step and rank."""
@@ -291,12 +300,14 @@ class CTCBrain(ChunkBrain):
         )
         if stage != sb.Stage.TRAIN:
             self.read(predictions, batch)
+        if stage == sb.Stage.VALID:
+            self.notice("logit_spread", predictions.logits, predictions.frame_lengths)
         return self.mean_loss(loss, lengths.sum())
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         super().on_stage_start(stage, epoch)
         self.errors: dict[ChunkConfig | None, tuple[ErrorRateStats, ErrorRateStats]] = {}
-        self.varying = None
+        self.spreads = {}
 
     def read(self, predictions: Wav2Vec2Output, batch: PaddedBatch) -> None:
         """Decode greedily and count the errors."""
@@ -331,7 +342,9 @@ class CTCBrain(ChunkBrain):
             for chunk, (words, letters) in self.errors.items()
         }
         scores = {"loss": float(stage_loss)} | self.named(rates)
-        return scores if self.varying is None else scores | {"spread": self.varying}
+        if self.spreads.get("logit_spread", 0.0) >= DEAF:
+            del self.spreads["logit_spread"]  # nothing to be told
+        return scores | self.spreads
 
     @property
     def wer(self) -> ErrorRateStats:

@@ -18,6 +18,7 @@ from w2v_plugin.table_lists import (
     Columns,
     audio_files,
     choose_columns,
+    files_under,
     format_problem,
     list_lines,
     list_rows,
@@ -26,6 +27,7 @@ from w2v_plugin.table_lists import (
 from w2v_plugin.tables import Row, header_of, known_columns, read_json_rows, read_table, read_text
 from w2v_plugin.toolkit_lists import is_kaldi, lhotse_kind, list_kaldi, list_lhotse
 
+NO_AUDIO = "a text, but no recording of this name"
 TABLES = {".tsv", ".csv", ".tab", ".jsonl"}
 
 
@@ -92,23 +94,27 @@ def list_any(
         return _list_with_texts(path, Path(text), columns or {}, encoding)
     if path.is_dir():
         return _list_directory(path, root, columns or {}, encoding)
+    if path.suffix.lower() in AUDIO:
+        raise BadManifest(f"{path}: one recording. Expected the folder, or a list of recordings.")
     return _list_file(path, root, columns or {}, encoding)
 
 
 def list_folder(root: Path, encoding: str = "utf-8", texts: Path | None = None) -> list[Utterance]:
     """Every audio file under `root`, in the order of the names, with the .txt of the same name.
 
-    The .txt lies beside the audio, or at the same place under the folder `texts`.
+    The .txt lies beside the audio, or at the same place under the folder `texts`. Where some have
+    one, a .txt without audio is listed, too, with its `problem`: it may be the audio that is lost.
     """
     files = audio_files(root)
     names = unique_names([path.relative_to(root) for path in files])
-    notes = [(texts / path.relative_to(root) if texts else path) for path in files]
+    notes = {path.with_suffix(""): path for path in _notes(texts or root)}
     damaged: list[str] = []
-    listed = []
-    for wav, name, note in zip(files, names, notes, strict=True):
-        note = note.with_suffix(".txt")
+    listed, heard = [], set()
+    for wav, name in zip(files, names, strict=True):
+        stem = ((texts or root) / wav.relative_to(root)).with_suffix("")
         text, source = "", str(wav)
-        if note.is_file():
+        if note := notes.get(stem):
+            heard.add(stem)
             source = f"{note}:1"
             try:
                 text = read_text(note, encoding)
@@ -119,7 +125,17 @@ def list_folder(root: Path, encoding: str = "utf-8", texts: Path | None = None) 
         )
     if damaged:
         raise BadManifest(f"{len(damaged)} of {len(files)} texts cannot be read. {damaged[0]}")
-    return listed
+    lost = [note for stem, note in sorted(notes.items()) if stem not in heard and heard]
+    return listed + [
+        Utterance(f"{note}", note, note.parent.name, "", f"{note}:1", problem=NO_AUDIO)
+        for note in lost
+    ]
+
+
+def _notes(root: Path) -> list[Path]:
+    """Every .txt under a folder; LibriSpeech's .trans.txt are lists."""
+    found = files_under(root, {".txt"})
+    return [path for path in found if not path.name.endswith(".trans.txt")]
 
 
 def _list_directory(folder: Path, root: Path | None, columns: Columns, encoding: str) -> Listing:
@@ -171,7 +187,8 @@ def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) 
         raise BadManifest(f"{text}: no such file or folder of texts.")
     if text.is_dir():
         listed = list_folder(folder, encoding, texts=text)
-        return Listing(listed, f"{folder}: {len(listed)} audio files with the texts of {text}")
+        files = sum(not each.problem for each in listed)
+        return Listing(listed, f"{folder}: {files} audio files with the texts of {text}")
     if _is_json(text) or "audio" in known_columns(header_of(text, encoding)) or columns:
         return _list_file(text, folder, columns, encoding)
     return Listing(list_lines(text, folder, encoding), f"{folder}: audio with the lines of {text}")
@@ -197,9 +214,13 @@ def _is_table(path: Path, encoding: str) -> bool:
 
 
 def _folder_kind(folder: Path, listed: Sequence[Any]) -> str:
-    texts = sum(utterance.source.endswith(".txt:1") for utterance in listed)
-    files = f"{len(listed)} audio file{'s' if len(listed) != 1 else ''}"
+    lost = sum(utterance.problem == NO_AUDIO for utterance in listed)
+    texts = sum(utterance.source.lower().endswith(".txt:1") for utterance in listed) - lost
+    audio = len(listed) - lost
+    files = f"{audio} audio file{'s' if audio != 1 else ''}"
     kind = f"{folder}: {files}, {texts} with a .txt of the same name beside it"
+    if lost:
+        kind += f", {lost} .txt without audio"
     if next(folder.rglob("*.trans.txt"), None):
         kind += " (its *.trans.txt are LibriSpeech's; recipes/prepare/librispeech.py reads them)"
     return kind

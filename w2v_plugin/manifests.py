@@ -42,7 +42,8 @@ class Summary:
 
     def __str__(self) -> str:
         hours = f"{self.seconds / 3600:.2f} h" if self.seconds >= 360 else f"{self.seconds:.1f} s"
-        speakers = f"{self.speakers} speakers" if self.speakers else "speakers not known"
+        speakers = f"{self.speakers} speaker{'s' if self.speakers > 1 else ''}"
+        speakers = speakers if self.speakers else "speakers not known"
         line = f"{self.path}: {self.utterances} utterances, {hours}, {speakers}"
         if self.skipped:
             line += f"; {self.skipped} skipped (see {skipped_path(self.path)})"

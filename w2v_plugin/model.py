@@ -26,8 +26,10 @@ from w2v_plugin.frames import (
     frame_lengths,
     valid_frames,
 )
+from w2v_plugin.linear import fast
 from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.steps import Streamable
+from w2v_plugin.tiled import packed_extractor
 
 PADDING_MODES = ("exact", "mask", "reference")
 
@@ -160,7 +162,10 @@ class Wav2Vec2(Streamable):
         return self.projection.linear.out_features
 
     def freeze_extractor(self) -> None:
-        """Stop training the convolutions, and stop computing gradients for them."""
+        """Stop training the convolutions, and stop computing gradients for them.
+
+        On a CPU they run in tiles from then on, as in inference (`TiledExtractor`).
+        """
         self.feature_grad_scale = 0.0
         self.extractor.requires_grad_(False)
 
@@ -187,8 +192,11 @@ class Wav2Vec2(Streamable):
         wavs = wavs.to(self.mask_embedding.dtype)  # only now: half precision cannot normalize
         if lengths is not None:
             wavs = wavs.masked_fill(~valid_frames(lengths, wavs.shape[1]), 0.0)
+        extractor: nn.Module = self.extractor
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_scale > 0):
-            latents = self.extractor(wavs, lengths if self.padding == "exact" else None)
+            if self.feature_grad_scale == 0 and isinstance(extractor, ConvExtractor) and fast(wavs):
+                extractor = packed_extractor(extractor)  # at each call: weights may be loaded
+            latents = extractor(wavs, lengths if self.padding == "exact" else None)
         if latents.requires_grad and self.feature_grad_scale != 1.0:
             latents = ScaleGradient.apply(latents, self.feature_grad_scale)
         return latents, None if lengths is None else self.extractor.frame_lengths(lengths)

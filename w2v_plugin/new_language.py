@@ -13,6 +13,8 @@ import argparse
 import math
 import re
 import shlex
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,18 +41,57 @@ def new_language(arguments: argparse.Namespace) -> int:
         print(f"{config} is there: the data stay as they were prepared, training goes on with it.")
     else:
         with refused("cannot prepare", (ValueError, OSError, ImportError)):
-            prepare(arguments)
-    if not arguments.train:
-        return 0
-    from w2v_plugin.transfer import run
-
-    with refused("cannot train", (ValueError, OSError)):
-        run([str(config), *([f"--device={arguments.device}"] if arguments.device else [])])
-    print(then(arguments.out))
+            refuse_options(arguments)
+            prepare(arguments, parameters_of(arguments))
+    if arguments.train:
+        train(arguments, config)
     return 0
 
 
-def prepare(arguments: argparse.Namespace) -> None:
+def refuse_options(arguments: argparse.Namespace) -> None:
+    """ValueError for what could not be trained; nothing was looked at or written yet."""
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out {arguments.out}: a file. Name a folder, which need not exist.")
+    if (arguments.adapters is None) != (arguments.language is None):
+        raise ValueError(
+            "--adapters and --language go together: adapters are those of a language, such as deu; "
+            "without adapters all weights learn, and the model speaks this one language."
+        )
+    if arguments.adapters and arguments.units != "characters":
+        raise ValueError("--adapters go with --units characters.")
+    if not arguments.dev > 0:
+        raise ValueError(f"--dev {arguments.dev:g}: it picks the best model, and must be above 0.")
+
+
+def parameters_of(arguments: argparse.Namespace) -> int:
+    """How large what is trained from is; seeing that before the audio saves an hour of checks."""
+    from w2v_plugin.continuation import body_of
+
+    with refused(f"--pretrained {arguments.pretrained}"):
+        body = body_of(arguments.pretrained, adapters=arguments.adapters)
+    return sum(parameter.numel() for parameter in body.parameters())
+
+
+def train(arguments: argparse.Namespace, config: Path) -> None:
+    """As `command` would, and say what comes after."""
+    import torch
+
+    from w2v_plugin.transfer import run
+
+    device = [f"--device={arguments.device}"] if arguments.device else []
+    try:
+        if arguments.device:
+            with refused(f"--device {arguments.device}", (RuntimeError,)):
+                torch.empty(0, device=arguments.device)
+        with refused("cannot train", (ValueError, OSError)):
+            run([str(config), *device])
+    except KeyboardInterrupt:
+        print("\nThe same command goes on from its last checkpoint.", file=sys.stderr)
+        raise
+    print(then(arguments))
+
+
+def prepare(arguments: argparse.Namespace, parameters: int) -> None:
     """Write all that training needs into `arguments.out`."""
     from w2v_plugin.listings import list_any
     from w2v_plugin.preparation import prepare as check_and_write
@@ -59,11 +100,13 @@ def prepare(arguments: argparse.Namespace) -> None:
 
     out: Path = arguments.out
     rules = text_rules(arguments)
-    found = list_any(arguments.audio, arguments.text)
+    given = {role: getattr(arguments, f"{role}_column") for role in ("audio", "text", "speaker")}
+    columns = {role: name for role, name in given.items() if name is not None}
+    found = list_any(arguments.audio, arguments.text, columns=columns, encoding=arguments.encoding)
     print(f"1. Recordings: {found.kind}; {len(found)} utterances.", flush=True)
     shares = {"dev": arguments.dev, "test": arguments.test}
     split = split_by_speaker(
-        found, **shares, seed=arguments.seed, apart_texts=arguments.apart_texts
+        found, **shares, seed=arguments.seed, apart_texts=arguments.apart_texts, need_text=True
     )
     parts = dict(zip(PARTS, split[:3], strict=True))
     sizes = ", ".join(f"{len(some)} {name}" for name, some in parts.items() if some)
@@ -75,7 +118,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     print("3. Audio and texts, checked:", flush=True)
     summaries = check_and_write(raw, **limits)
     for summary in summaries:
-        print(f"   {replace(summary, warnings=())}")  # what they share is told with the texts
+        told = [some for some in summary.warnings if "same audio" in some]  # voices: see texts
+        print(textwrap.indent(f"{replace(summary, warnings=tuple(told))}", "   "))
     train, *also = raw
     report = prepare_texts(
         train,
@@ -87,8 +131,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         min_count=arguments.min_count,
         apart=arguments.apart_texts,
     )
-    print(f"4. Texts:\n{report}", flush=True)
-    write_config(arguments, report.vocabulary, [path.stem for path in raw])
+    print("4. Texts:\n" + textwrap.indent(str(report), "   "), flush=True)
+    write_config(arguments, parameters, report.vocabulary, [path.stem for path in raw])
 
 
 def text_rules(arguments: argparse.Namespace) -> Any:
@@ -106,15 +150,16 @@ def text_rules(arguments: argparse.Namespace) -> Any:
     )
 
 
-def write_config(arguments: argparse.Namespace, vocabulary: Path, parts: list[str]) -> None:
+def write_config(
+    arguments: argparse.Namespace, parameters: int, vocabulary: Path, parts: list[str]
+) -> None:
     """Choose settings and write train.yaml, a recipe of its own."""
-    from w2v_plugin.continuation import body_of
     from w2v_plugin.manifests import read_manifest
+    from w2v_plugin.text_report import hours as spoken
 
     out: Path = arguments.out
     data = {name: str((out / "data" / f"{name}.csv").resolve()) for name in parts}
     hours = sum(row["duration"] for row in read_manifest(data["train"])) / 3600
-    parameters = sum(p.numel() for p in body_of(arguments.pretrained).parameters())
     chosen = settings(hours, parameters)
     values = {
         "pretrained": absolute(arguments.pretrained),
@@ -123,6 +168,7 @@ def write_config(arguments: argparse.Namespace, vocabulary: Path, parts: list[st
         "test_csvs": {"test": data["test"]} if "test" in data else {},
         "output_folder": str(out.resolve()),
         "vocab": str(vocabulary.resolve()),
+        "max_s": arguments.max_s,
         "adapters": arguments.adapters,
         "language": arguments.language,
     }
@@ -132,9 +178,8 @@ def write_config(arguments: argparse.Namespace, vocabulary: Path, parts: list[st
     part.write_text(text, encoding="utf-8")
     part.replace(out / CONFIG)
     told = ", ".join(f"{name} {value}" for name, value in chosen.items())
-    print(
-        f"5. Settings for {hours:.2f} h and a body of {parameters / 1e6:.1f} M parameters: {told}."
-    )
+    size = f"{spoken(3600 * hours)} and a body of {parameters / 1e6:.1f} M parameters"
+    print(f"5. Settings for {size}: {told}.")
     print(f"   They are in {out / CONFIG}, with what can be changed. Now train:\n")
     print(command(out / CONFIG))
 
@@ -142,10 +187,10 @@ def write_config(arguments: argparse.Namespace, vocabulary: Path, parts: list[st
 def settings(hours: float, parameters: int) -> dict[str, Any]:
     """What depends on how much labelled speech there is.
 
-    Small bodies: updates grow with the root of the hours, so that ten minutes are heard some forty
-    times and ten hours eight times; measured on German and Malayalam. Large ones: the published
-    numbers of updates (wav2vec 2.0, appendix B; XLS-R), of which the first tenth trains the head
-    alone.
+    Small bodies: updates grow with the root of the hours, so that ten minutes are heard some thirty
+    times and ten hours four times, a rule of thumb; all of the audio is heard at least once up to a
+    hundred hours. Large ones: the published numbers of updates (wav2vec 2.0, appendix B; XLS-R), of
+    which the first tenth trains the head alone.
 
     Parameters
     ----------
@@ -162,7 +207,7 @@ def settings(hours: float, parameters: int) -> dict[str, Any]:
     if parameters >= LARGE:
         updates = 13_000 if hours <= 2 else 20_000 if hours <= 30 else 50_000
         return {"updates": updates, "freeze_encoder_updates": updates // 10, "valid_every": 1000}
-    updates = 500 * min(max(round(12 * math.sqrt(hours)), 3), 40)
+    updates = 500 * min(max(round(12 * math.sqrt(hours)), 3), 120)
     return {"updates": updates, "freeze_encoder_updates": 0, "valid_every": max(updates // 10, 250)}
 
 
@@ -210,16 +255,18 @@ def command(config: Path) -> str:
     return f"python -m w2v_plugin.transfer {shlex.quote(str(config))}"
 
 
-def then(out: Path) -> str:
+def then(arguments: argparse.Namespace) -> str:
     """What one does with a trained model."""
-    model, data = shlex.quote(str(out / "model")), shlex.quote(str(out / "data"))
-    lm, scores = shlex.quote(str(out / "lm")), shlex.quote(str(out / "scores"))
+    out = arguments.out
+    model, data, lm, scores = (shlex.quote(str(out / n)) for n in ("model", "data", "lm", "scores"))
+    language = f" --language {arguments.language}" if arguments.language else ""
+    test = "test" if (out / "data" / "test.csv").is_file() else "dev"
     return f"""
 Now, for example:
-  w2v transcribe talk.wav --model {model}
-  python recipes/language_model.py --text {data}/train.csv --model {model} \\
+  w2v transcribe talk.wav --model {model}{language}
+  python recipes/language_model.py --text {data}/train.csv --model {model}{language} \\
       --dev {data}/dev.csv --out {lm}
-  python recipes/evaluate.py --model {model} --manifest {data}/test.csv --lm {lm} \\
+  python recipes/evaluate.py --model {model}{language} --manifest {data}/{test}.csv --lm {lm} \\
       --out {scores}"""
 
 
@@ -229,6 +276,9 @@ def add_options(add: Any) -> None:
         "--audio", type=Path, required=True, metavar="PATH", help="folder, table or list; see below"
     )
     add("--text", type=Path, metavar="PATH", help="the texts, where they are not beside the audio")
+    for role in ("audio", "text", "speaker"):
+        add(f"--{role}-column", metavar="NAME", help=f"of a table, with the {role} (else guessed)")
+    add("--encoding", default="utf-8", help="of tables and texts (default utf-8)")
     add("--pretrained", required=True, metavar="MODEL", help="what to start from; see below")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for everything that is written")
     add(

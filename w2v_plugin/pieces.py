@@ -79,7 +79,7 @@ def train_pieces(words: Mapping[str, int], size: int, kind: str = "unigram") -> 
         raise ValueError(
             f"No {size} pieces can be made of {len(words)} different words with {characters} "
             f"characters. Ask for more than {characters}, and for fewer where words are few. "
-            f"(sentencepiece: {error})"
+            f"(sentencepiece: {str(error).rpartition('] ')[2]})"
         ) from error
     return base64.b64encode(written.getvalue()).decode()
 

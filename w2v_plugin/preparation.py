@@ -230,7 +230,8 @@ def _summary(
         shared = [flag for flag in flags if flag.words.startswith(same)]
         if shared:
             example = f"{shared[0].utterance.id}: {shared[0].words}"
-            warnings.append(f"{len(shared)} recordings of {path.name}: {example}.")
+            count = f"{len(shared)} recording{'s' if len(shared) > 1 else ''}"
+            warnings.append(f"{count} of {path.name}: {example}.")
     flagged = len({flag.utterance.id for flag in flags})
     return summarize(path, judged[path], flagged, warnings)
 

@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from w2v_plugin.checks import Utterance, header_seconds
 from w2v_plugin.errors import BadManifest
+from w2v_plugin.manifests import refuse_duplicates
 from w2v_plugin.text import clean_text
 
 FEWEST_SPEAKERS = 3  # for a split by speaker: one each for train, dev and test
@@ -43,8 +46,12 @@ def split_by_speaker(
     seed: int = 0,
     apart_texts: bool = False,
     by_speaker: bool = True,
+    need_text: bool = False,
 ) -> Split:
     """Set aside whole speakers, or utterances where there are fewer than three speakers.
+
+    What can be seen to be of no use (no such file, a broken header, a `problem`) does not count and
+    stays with train, whose checks say so.
 
     Parameters
     ----------
@@ -61,6 +68,8 @@ def split_by_speaker(
         best of some draws is taken, and what is left is a warning.
     by_speaker : bool
         False sets utterances aside however many speakers there are.
+    need_text : bool
+        Utterances without a text are of no use, either.
 
     Returns
     -------
@@ -69,7 +78,7 @@ def split_by_speaker(
     Raises
     ------
     BadManifest
-        The sizes leave nothing to train on, or there are too few utterances.
+        The sizes leave nothing to train on, there are too few utterances, or two have one id.
 
     Example
     -------
@@ -79,14 +88,21 @@ def split_by_speaker(
     >>> len(split.train), len(split.dev), {each.speaker for each in split.dev}
     (40, 10, {'s0'})
     """
-    seconds = {utterance.id: header_seconds(utterance) for utterance in utterances}
+    refuse_duplicates(utterances)
+    seconds = _useful_seconds(utterances, need_text=need_text)
+    if not any(seconds.values()):
+        raise BadManifest(_nothing_useful(utterances, need_text=need_text))
     targets = _targets(sum(seconds.values()), dev, test, unit)
-    speakers = {utterance.speaker for utterance in utterances}
+    useful = [utterance for utterance in utterances if seconds[utterance.id]]
+    speakers = {utterance.speaker for utterance in useful}
     few = len(speakers) < FEWEST_SPEAKERS or "" in speakers
     warnings = [_few_speakers(speakers)] if by_speaker and few else []
     by_speaker = by_speaker and not few
-    if not by_speaker and len(utterances) < FEWEST_SPEAKERS:
-        raise BadManifest(f"{len(utterances)} utterances cannot be split; there must be three.")
+    if not by_speaker and len(useful) < FEWEST_SPEAKERS:
+        raise BadManifest(
+            f"{len(useful)} of {len(utterances)} utterances can be used, which cannot be split: "
+            "there must be three."
+        )
 
     def unit_of(utterance: Utterance) -> str:
         if by_speaker:
@@ -98,14 +114,16 @@ def split_by_speaker(
         return shared, sum(abs(got - size) for got, size in _sizes(parts, targets, seconds))
 
     draws = DRAWS if by_speaker else 1
-    sides = (_draw(utterances, unit_of, seconds, targets, f"{seed}/{n}") for n in range(draws))
-    best = min(sides, key=badness)
-    warnings += _size_warnings(best, targets, seconds)
+    sides = (_draw(useful, unit_of, seconds, targets, f"{seed}/{n}") for n in range(draws))
+    _, *aside = min(sides, key=badness)
+    taken = {utterance.id for side in aside for utterance in side}
+    best = [each for each in utterances if each.id not in taken], *aside
+    warnings += _size_warnings(best, targets, seconds, "speakers" if by_speaker else "utterances")
     if apart_texts and (shared := _shared_texts(best)):
         warnings.append(
             f"{len(shared)} texts stand in two of train, dev and test: {_named(shared)}."
         )
-    return Split(*best, by_speaker, warnings)
+    return Split(best[0], best[1], best[2], by_speaker, warnings)
 
 
 def balanced_subset(utterances: Sequence[Utterance], minutes: float, seed: int) -> list[Utterance]:
@@ -148,15 +166,39 @@ def overlaps(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
     return found
 
 
+def _useful_seconds(utterances: Sequence[Utterance], *, need_text: bool) -> dict[str, float]:
+    """Lengths by id; 0 for what cannot be used."""
+
+    def useful(utterance: Utterance) -> bool:
+        has_text = not need_text or bool(clean_text(utterance.text))
+        return has_text and not utterance.problem
+
+    bar = tqdm(utterances, desc="lengths", unit="file", disable=None, leave=False)
+    return {each.id: header_seconds(each) if useful(each) else 0.0 for each in bar}
+
+
+def _nothing_useful(utterances: Sequence[Utterance], *, need_text: bool) -> str:
+    if not utterances:
+        return "no utterances were listed: there is nothing to split."
+    first = utterances[0]
+    why = "no audio that opens"
+    if first.problem or (need_text and not clean_text(first.text)):
+        why = first.problem or "no text"
+    return (
+        f"none of {len(utterances)} utterances can be used; the first, {first.source}: {why}. Look "
+        "at the list and the names; for a table: --audio-column, --text-column."
+    )
+
+
 def _targets(total: float, dev: float, test: float, unit: str) -> tuple[float, float]:
     """Seconds of dev and test."""
     if unit not in ("share", "minutes"):
         raise ValueError(f"unit={unit!r}, expected 'share' or 'minutes'.")
     wanted = tuple(size * (total if unit == "share" else 60.0) for size in (dev, test))
-    if min(wanted) < 0 or sum(wanted) >= total or not sum(wanted):
+    if not (min(wanted) >= 0 and 0 < sum(wanted) < total):
         what = "shares" if unit == "share" else "minutes"
         raise BadManifest(
-            f"cannot set aside {dev:g} + {test:g} ({what}) of {total / 60:.1f} minutes of audio. "
+            f"cannot set aside {dev:g} + {test:g} ({what}) of {_length(total)} of audio. "
             "Both must be 0 or more, not both 0, and leave something to train on."
         )
     return wanted[0], wanted[1]
@@ -225,16 +267,21 @@ def _size_warnings(
     parts: Sequence[Sequence[Utterance]],
     targets: tuple[float, float],
     seconds: Mapping[str, float],
+    whole: str,
 ) -> list[str]:
     warnings = []
     sizes = _sizes(parts, targets, seconds)
     for name, (got, target) in zip(("dev", "test"), sizes, strict=True):
         if target and not 0.5 * target <= got <= 1.5 * target:
             warnings.append(
-                f"{name} is {got / 60:.1f} minutes instead of {target / 60:.1f}: nothing nearer "
-                f"was found in {DRAWS} draws of whole speakers."
+                f"{name} is {_length(got)} instead of {_length(target)}: whole {whole} come no "
+                "nearer."
             )
     return warnings
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def _few_speakers(speakers: set[str]) -> str:

@@ -8,8 +8,9 @@ left out later is named and counted.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from w2v_plugin.checks import Utterance
@@ -109,8 +110,36 @@ def audio_files(root: Path) -> list[Path]:
     """Audio under a folder, sorted; hidden files (of file managers) are none."""
     if not root.is_dir():
         raise BadManifest(f"{root}: no such folder.")
-    every = (path for path in root.rglob("*") if path.suffix.lower() in AUDIO | UNREADABLE)
-    return sorted(path for path in every if not path.name.startswith("."))
+    return files_under(root, AUDIO | UNREADABLE)
+
+
+def files_under(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files with such a suffix, sorted; OSError where a folder cannot be opened.
+
+    Links to folders elsewhere are followed; those to a folder above or below `root` are not, for
+    they lead in circles, or to what is found anyway.
+    """
+    base, entered = os.path.realpath(root), set()
+
+    def leads_elsewhere(path: str) -> bool:
+        target = os.path.realpath(path)
+        new = os.path.commonpath([base, target]) not in (base, target) and target not in entered
+        entered.add(target)
+        return new
+
+    def closed(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=closed, followlinks=True):
+        paths = {name: os.path.join(folder, name) for name in sorted(folders)}
+        folders[:] = [
+            name
+            for name, path in paths.items()
+            if not os.path.islink(path) or leads_elsewhere(path)
+        ]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in suffixes)
 
 
 def format_problem(wav: Path) -> str:

@@ -25,7 +25,7 @@ from w2v_plugin.manifests import read_manifest, table, write_files
 from w2v_plugin.normalization import Normalized, TextRules, split_units
 from w2v_plugin.text import CharVocabulary, ctc_frames
 from w2v_plugin.text_checks import damage, mixed_words
-from w2v_plugin.text_report import Change, Part, Remark, TextReport
+from w2v_plugin.text_report import REMEDIES, Change, Part, Remark, TextReport
 from w2v_plugin.vocabularies import build_vocabulary, vocabulary_file
 
 SHOWN_REASONS = 5  # in an error message
@@ -188,9 +188,12 @@ def _left(path: Path, lines: Sequence[Line]) -> list[Line]:
     if kept := _usable(lines):
         return kept
     kinds = Counter(line.kind for line in lines).most_common()
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
-    head = f"{path}: none of {len(lines)} texts can be learned ({counts}); nothing written."
-    some = [f"  {line.source}: {line.kind}: {line.reason}" for line in lines[:SHOWN_REASONS]]
+    counts = "; ".join(f"{count} {kind}: {REMEDIES[kind]}" for kind, count in kinds)
+    head = f"{path}: none of {len(lines)} texts can be learned ({counts}). The first ones:"
+    some = [
+        f"  {line.source} {line.row['ID']}: {line.kind}: {line.reason};"
+        for line in lines[:SHOWN_REASONS]
+    ]
     raise BadManifest("\n".join([head, *some]))
 
 

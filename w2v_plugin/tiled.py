@@ -1,4 +1,4 @@
-"""The convolutional extractor for inference on a CPU: in tiles of time, never storing a layer.
+"""The convolutional extractor without gradients on a CPU: in tiles of time, never storing a layer.
 
 The first convolutions of BASE write 65 MB per 10 s, which costs more in memory traffic and page
 faults than in arithmetic. A tile of a few hundred milliseconds passes all seven while it is in the
@@ -146,3 +146,16 @@ class TiledExtractor(nn.Module):
         for conv, norm in zip(self.convs, self.norms[1:], strict=True):  # type: ignore[arg-type]
             x = gelu(norm(conv(x)))
         return x
+
+
+def packed_extractor(extractor: ConvExtractor) -> TiledExtractor:
+    """A float32 `ConvExtractor` as it is now, for a batch; packing takes 8 ms at BASE's size.
+
+    Example
+    -------
+    >>> extractor, wavs = ConvExtractor(channels=(8,) * 7), torch.randn(2, 16000)
+    >>> with torch.no_grad():
+    ...     torch.allclose(packed_extractor(extractor)(wavs), extractor(wavs), atol=1e-5)
+    True
+    """
+    return TiledExtractor(extractor, lambda number, conv: PackedConv(conv))

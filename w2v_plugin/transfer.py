@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import if_main_process
 
 from w2v_plugin.adaptation import freeze_shared, take_rows
 from w2v_plugin.conversion import open_any
 from w2v_plugin.ctc import Wav2Vec2CTC
-from w2v_plugin.errors import BadAudio, BadManifest, CheckpointMismatch, CheckpointNotSaved
-from w2v_plugin.finetuning import finetune
+from w2v_plugin.errors import CheckpointMismatch
+from w2v_plugin.finetuning import finetune, read_hparams, told
 from w2v_plugin.folders import is_folder
 from w2v_plugin.hf_checkpoints import AnyModel
 from w2v_plugin.language_folders import check_language, per_language, save_language
-from w2v_plugin.launch import join_group, leave_group
+from w2v_plugin.launch import join_group
 from w2v_plugin.text import CharVocabulary
 
 logger = logging.getLogger(__name__)
@@ -32,19 +31,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> int:
     """As `run`; what the user can mend is one line, and exit status 2."""
-    try:
-        run(argv)
-    except (BadAudio, BadManifest, CheckpointMismatch, CheckpointNotSaved) as error:
-        return _refused(error)
-    except (OSError, ValueError) as error:
-        return _refused(error)
-    leave_group()
-    return 0
-
-
-def _refused(error: Exception) -> int:
-    print(f"transfer: error: {error}", file=sys.stderr)
-    return 2
+    return told("transfer", run, argv)
 
 
 def run(argv: list[str]) -> dict[str, dict[str, float]]:
@@ -68,8 +55,7 @@ def run(argv: list[str]) -> dict[str, dict[str, float]]:
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     join_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
+    hparams = read_hparams(hparams_file, overrides)
     begin(hparams)  # before the training: it may be refused
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     return finetune(hparams, run_opts)

@@ -14,6 +14,7 @@ from torch import Tensor
 from w2v_plugin.frames import valid_frames
 
 ALIKE = 5e-3  # share of the latents' energy that varies: 0.1 untrained, 0.3 and more trained
+DEAF = 1e-9  # share of the logits' energy: rounding of float32 is 1e-14, a model that hears 1e-2
 NOTHING = 100.0  # % of characters wrong where only blanks are said
 
 
@@ -37,10 +38,12 @@ def spread(latents: Tensor, frame_lengths: Tensor | None = None) -> float:
     rows, frames, _ = latents.shape
     if frame_lengths is None:
         frame_lengths = torch.full((rows,), frames, device=latents.device)
-    x = latents.double() * valid_frames(frame_lengths, frames)[..., None]
-    energy = x.square().sum((1, 2))
-    constant = x.sum(1).square().sum(1) / frame_lengths.clamp(min=1)
-    return float(1.0 - constant.sum() / energy.sum().clamp(min=1e-30))
+    valid = valid_frames(frame_lengths, frames)[..., None]
+    kind = torch.promote_types(latents.dtype, torch.float32)  # accelerators may lack float64
+    x = latents.to(kind) * valid
+    mean = x.sum(1, keepdim=True) / frame_lengths.clamp(min=1)[:, None, None]
+    energy, varying = x.square().sum(), ((x - mean) * valid).square().sum()
+    return float(varying / energy) if energy > 0 else 1.0
 
 
 def exhausted(
@@ -80,8 +83,8 @@ def advice(
     Parameters
     ----------
     records : sequence of mapping
-        Validations: `step`, `valid_WER`, `valid_CER` and, if the extractor is trained,
-        `valid_spread`.
+        Validations: `step`, `valid_WER`, `valid_CER`, `valid_spread` (of latents) if the extractor
+        is trained, and `valid_logit_spread` if that is below `DEAF`.
     best_by : str
         The score that picks the model.
     frozen_updates : int
@@ -106,6 +109,9 @@ def symptoms(records: Sequence[Mapping[str, float]], best_by: str) -> dict[str, 
     step, wer, cer = int(last["step"]), last["valid_WER"], last["valid_CER"]
     if last.get("valid_spread", 1.0) < ALIKE and cer > 90:
         return {"dead extractor": DEAD.format(step=step, share=last["valid_spread"], cer=cer)}
+    deaf = [r.get("valid_logit_spread", 1.0) < DEAF for r in records[-2:]]
+    if len(deaf) == 2 and all(deaf) and cer > 90:
+        return {"deaf": DEAF_MODEL.format(step=step, cer=cer)}
     if before and cer == before[-1]["valid_CER"] == NOTHING:
         return {"blanks": BLANKS.format(step=step)}
     improved = before and cer < min(80.0, 0.9 * max(r["valid_CER"] for r in before))
@@ -119,6 +125,12 @@ DEAD = (
     "of its output varies; {cer:.0f} % of the characters are wrong). It rarely recovers. Start "
     "again, in a new output folder, with a lower encoder_lr or a longer warm-up, or from a "
     "pretrained model with freeze_extractor: True."
+)
+DEAF_MODEL = (
+    "The model hears nothing: at update {step}, and at the validation before, it answers the same "
+    "at every frame of every utterance ({cer:.0f} % of the characters are wrong). Extractor or "
+    "encoder died, which rarely recovers. Start again, in a new output folder, with a lower "
+    "encoder_lr or a longer warm-up, or from a pretrained model with freeze_extractor: True."
 )
 BLANKS = (
     "Nothing but blanks after {step} updates: CTC learns first that most frames are blank, and "

@@ -110,6 +110,7 @@ def parts(options: argparse.Namespace) -> Mapping[Path, Sequence[Utterance]]:
         seed=options.seed,
         apart_texts=options.apart_texts,
         by_speaker=options.split_by_speaker is not None,
+        need_text=options.need_text,
     )
     for warning in split.warnings:
         print(f"folder.py: warning: {warning}", file=sys.stderr)
