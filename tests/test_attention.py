@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -9,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from w2v_plugin.attention import ChunkConfig, SelfAttention, attend_by_heads, attention_mask
+from w2v_plugin.attention import (
+    LONG,
+    ChunkConfig,
+    SelfAttention,
+    attend_by_heads,
+    attention_mask,
+)
 from w2v_plugin.frames import valid_frames
 from w2v_plugin.linear import keep_mask
 
@@ -142,6 +149,25 @@ def test_head_by_head_is_the_fused_kernel(padded: bool, chunk: ChunkConfig | Non
     gradients = (torch.autograd.grad(y, (q, k, v), direction) for y in pair)
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-6)  # of order 1, sums over 37 frames
+
+
+@pytest.mark.parametrize("frames", [LONG - 1, LONG])
+@pytest.mark.parametrize("chunk", [None, ChunkConfig(64, 128)])
+def test_long_rows_in_training_are_attended_alike(frames, chunk) -> None:
+    """By the fused kernel or head by head: what float64 gives, gradients too."""
+    torch.manual_seed(0)
+    attention, x = SelfAttention(16, heads=2), torch.randn(2, frames, 16)
+    valid = torch.arange(frames) < torch.tensor([[frames], [frames // 3]])
+    mask = attention_mask(valid, frames, chunk, x.device)
+    answers = []
+    for module, at in ((attention, x), (copy.deepcopy(attention).double(), x.double())):
+        at = at.clone().requires_grad_()
+        y = module(at, mask)
+        answers.append((y, *torch.autograd.grad(y[valid].square().sum(), [at, module.q.weight])))
+    for got, expected in zip(*answers, strict=True):
+        # float32 rounding of sums over frames, relative to the largest
+        atol = 1e-5 * float(expected.detach().abs().max())
+        torch.testing.assert_close(got.double(), expected, rtol=0.0, atol=atol)
 
 
 def test_head_by_head_dropout_is_dropout_on_the_weights() -> None:

@@ -3,9 +3,10 @@
 A chunked query sees every key of its own chunk, `left` frames before the chunk, and nothing
 after it. Look-ahead does not add up over layers, because all layers share one chunk grid.
 
-Attention itself is PyTorch's fused kernel, except with dropout on a CPU, which that kernel does not
-know there; what takes its place stores every weight several times. `attend_by_heads` goes head by
-head, while the weights of a head are in the cache, and computes them again for the backward pass.
+Attention itself is PyTorch's fused kernel. In training on a CPU, that kernel knows no dropout (what
+takes its place stores every weight several times), and is slow at length. There `attend_by_heads`
+goes head by head, while the weights of a head are in the cache, and computes them again for the
+backward pass.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from w2v_plugin.linear import Linear, fast, keep_mask
 from w2v_plugin.lora import LowRank
 from w2v_plugin.products import product
+
+LONG = 320  # frames from which `attend_by_heads` is faster than PyTorch's kernel
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,10 @@ class _AttendByHeads(torch.autograd.Function):
             if keep is not None:
                 grad_weights.mul_(keep[at])
                 kept = weights * keep[at]
-            grad_v[at] = product(kept.t(), grad[at].t())
+            grad_v[at] = product(grad[at].t(), kept.t()).t()
             scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             grad_q[at] = product(scores, k[at].t())
-            grad_k[at] = product(scores.t(), q[at].t())
+            grad_k[at] = product(q[at].t(), scores.t()).t()
         factor = q.shape[-1] ** -0.5
         return grad_q.mul_(factor), grad_k.mul_(factor), grad_v, None, None
 
@@ -180,7 +183,8 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, at: tuple[int, 
     """softmax(q k^T / sqrt(d)) of one head, (frames, d) each; `mask` is that of the batch."""
     scores = product(q * q.shape[-1] ** -0.5, k)
     if mask is not None:
-        scores.masked_fill_(~mask[at[0] if len(mask) > 1 else 0, 0], float("-inf"))
+        hidden = ~mask[at[0] if len(mask) > 1 else 0, 0]
+        scores += scores.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
     return scores.softmax(-1)
 
 
@@ -273,6 +277,7 @@ class SelfAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(q k / sqrt(d)) v of (batch, heads, frames, d)."""
         dropout = self.dropout if self.training else 0.0
-        if dropout > 0 and torch.is_grad_enabled() and fast(q):
+        wanted = dropout > 0 or q.shape[2] >= LONG
+        if wanted and torch.is_grad_enabled() and fast(q):
             return attend_by_heads(q.contiguous(), k.contiguous(), v.contiguous(), mask, dropout)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

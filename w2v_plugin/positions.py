@@ -15,6 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from w2v_plugin.fourier import fourier_conv
+from w2v_plugin.linear import fast
+
+SHORT = 64  # taps that a direct convolution multiplies as fast
+
 
 class ConvPositions(nn.Module):
     """Relative positions by a weight-normalized grouped convolution and GELU.
@@ -67,4 +72,19 @@ class ConvPositions(nn.Module):
 
     def convolve(self, windows: Tensor) -> Tensor:
         """(batch, dim, past + chunk) -> (batch, dim, chunk); nothing is heard after the end."""
-        return F.gelu(self.conv(F.pad(windows, (0, self.future))))
+        x, conv = F.pad(windows, (0, self.future)), self.conv
+        if isinstance(conv, nn.Conv1d) and transform_pays(x, conv):
+            return F.gelu(fourier_conv(x, conv.weight, conv.groups) + conv.bias[:, None])  # type: ignore[index]
+        return F.gelu(conv(x))
+
+
+def transform_pays(x: Tensor, conv: nn.Conv1d) -> bool:
+    """Whether `fourier_conv` is faster in training: for many outputs, most of them in long rows.
+
+    Transforms of the weights cost about as much as two kernels of outputs, those of a row as much
+    as a quarter of a kernel.
+    """
+    kernel = conv.kernel_size[0]
+    outputs = x.shape[2] - kernel + 1
+    pays = len(x) * (outputs - kernel / 4) >= 2 * kernel
+    return pays and kernel >= SHORT and torch.is_grad_enabled() and fast(x)
