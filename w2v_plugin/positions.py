@@ -13,6 +13,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.nn.utils.parametrizations import weight_norm
 
 from w2v_plugin.fourier import fourier_conv
@@ -74,7 +75,10 @@ class ConvPositions(nn.Module):
         """(batch, dim, past + chunk) -> (batch, dim, chunk); nothing is heard after the end."""
         x, conv = F.pad(windows, (0, self.future)), self.conv
         if isinstance(conv, nn.Conv1d) and transform_pays(x, conv):
-            return F.gelu(fourier_conv(x, conv.weight, conv.groups) + conv.bias[:, None])  # type: ignore[index]
+            # spectra are many times their frames: computed again in the backward pass, not kept
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            y = checkpoint(fourier_conv, x, conv.weight, conv.groups, **options)
+            return F.gelu(y + conv.bias[:, None])  # type: ignore[index]
         return F.gelu(conv(x))
 
 
