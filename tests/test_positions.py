@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from w2v_plugin.positions import ConvPositions, transform_pays
-from w2v_plugin.products import available
+from w2v_plugin.positions import ConvPositions
 
 SHAPES = [(16, 128, 16), (12, 8, 3), (8, 5, 4), (4, 1, 1)]  # dim, kernel, groups; odd kernels too
 
@@ -140,40 +137,3 @@ def test_step_by_step(kernel: int, causal: bool) -> None:
 def test_groups_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="dim=10 is not divisible by groups=4"):
         ConvPositions(10, 8, 4)
-
-
-@pytest.mark.parametrize(
-    ("batch", "frames", "chunk"), [(1, 300, None), (2, 399, 100), (3, 90, 40), (1, 300, 16)]
-)
-@pytest.mark.parametrize("causal", [False, True])
-def test_training_gives_what_float64_gives(batch, frames, chunk, causal) -> None:
-    """By transforms where rows are long, directly where they are short: gradients, too."""
-    torch.manual_seed(0)
-    single = ConvPositions(32, 128, 4, causal=causal)
-    x = torch.randn(batch, frames, 32)
-    answers = []
-    for module, at in ((single, x), (copy.deepcopy(single).double(), x.double())):
-        at = at.clone().requires_grad_()
-        y = module(at, chunk)
-        wanted = [at, *module.parameters()]
-        answers.append((y, *torch.autograd.grad(y.square().sum(), wanted)))
-    for got, expected in zip(*answers, strict=True):
-        # float32 rounding of sums over all frames, relative to the largest
-        atol = 1e-5 * float(expected.detach().abs().max())
-        torch.testing.assert_close(got.double(), expected, rtol=0.0, atol=atol)
-
-
-def test_which_convolutions_are_transformed() -> None:
-    """Many outputs, most of them in long rows; never without gradients or in float64."""
-    published_kernel = ConvPositions(16, 128, 4)
-
-    def pays(rows: int, outputs: int, like: ConvPositions = published_kernel) -> bool:
-        kernel = like.conv.kernel_size[0]
-        x = torch.zeros(rows, 16, outputs + kernel - 1, dtype=like.conv.bias.dtype)
-        return transform_pays(x, like.conv)
-
-    assert pays(1, 300) == pays(4, 100) == available()
-    assert not pays(1, 280) and not pays(100, 32) and not pays(9, 400, ConvPositions(16, 8, 4))
-    assert not pays(4, 400, ConvPositions(16, 128, 4).double())
-    with torch.no_grad():
-        assert not pays(4, 400)

@@ -13,13 +13,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.nn.utils.parametrizations import weight_norm
-
-from w2v_plugin.fourier import fourier_conv
-from w2v_plugin.linear import fast
-
-SHORT = 64  # taps that a direct convolution multiplies as fast
 
 
 class ConvPositions(nn.Module):
@@ -73,22 +67,4 @@ class ConvPositions(nn.Module):
 
     def convolve(self, windows: Tensor) -> Tensor:
         """(batch, dim, past + chunk) -> (batch, dim, chunk); nothing is heard after the end."""
-        x, conv = F.pad(windows, (0, self.future)), self.conv
-        if isinstance(conv, nn.Conv1d) and transform_pays(x, conv):
-            # spectra are many times their frames: computed again in the backward pass, not kept
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            y = checkpoint(fourier_conv, x, conv.weight, conv.groups, **options)
-            return F.gelu(y + conv.bias[:, None])  # type: ignore[index]
-        return F.gelu(conv(x))
-
-
-def transform_pays(x: Tensor, conv: nn.Conv1d) -> bool:
-    """Whether `fourier_conv` is faster in training: for many outputs, most of them in long rows.
-
-    Transforms of the weights cost about as much as two kernels of outputs, those of a row as much
-    as a quarter of a kernel.
-    """
-    kernel = conv.kernel_size[0]
-    outputs = x.shape[2] - kernel + 1
-    pays = len(x) * (outputs - kernel / 4) >= 2 * kernel
-    return pays and kernel >= SHORT and torch.is_grad_enabled() and fast(x)
+        return F.gelu(self.conv(F.pad(windows, (0, self.future))))
