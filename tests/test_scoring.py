@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -515,3 +516,14 @@ def test_a_graphics_card_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"Card {device}")
     assert str(circumstances("cuda:1")["hardware"]).endswith("device cuda:1 (Card cuda:1)")
+
+
+def test_the_commit_is_known_in_a_clone_only_and_never_a_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["w2v_plugin.circumstances"]
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    assert module.commit() is None
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
+    assert module.commit() is None

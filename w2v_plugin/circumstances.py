@@ -17,6 +17,20 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 2**20  # bytes read at a time: checkpoints are large
 
 
+def commit() -> str | None:
+    """That of the code, "-dirty" if it was changed; None outside of a clone, or without git."""
+    if not (ROOT / ".git").exists():  # installed: a repository around it would be another one
+        return None
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+COMMIT = commit()  # when the code was loaded: a checkout in the middle of a run does not change it
+
+
 def circumstances(device: str | torch.device, *files: str | Path) -> dict[str, object]:
     """For the beginning of a `results.json`.
 
@@ -31,18 +45,16 @@ def circumstances(device: str | torch.device, *files: str | Path) -> dict[str, o
     Returns
     -------
     dict
-        `commit` is None outside of a repository, and ends in "-dirty" where the code had changed.
+        `commit` is that at the start of the program, see `commit`.
 
     Example
     -------
     >>> sorted(circumstances("cpu"))
     ['command', 'commit', 'hardware', 'sha256', 'torch', 'versions']
     """
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
     return {
         "command": shlex.join(sys.argv),
-        "commit": done.stdout.strip() or None,
+        "commit": COMMIT,
         "torch": torch.__version__,
         "versions": {
             "python": platform.python_version(),
