@@ -28,8 +28,8 @@ import sys
 
 import speechbrain as sb
 
-from w2v_plugin.finetuning import finetune, read_hparams, start, told
-from w2v_plugin.launch import join_group
+from w2v_plugin.finetuning import finetune, start
+from w2v_plugin.launch import join_group, read_hparams, told
 
 
 def main(argv: list[str]) -> None:

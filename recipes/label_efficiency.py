@@ -53,7 +53,6 @@ import numpy as np
 import speechbrain as sb
 import torch
 import yaml
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from w2v_plugin.budget import BudgetBrain
@@ -62,6 +61,7 @@ from w2v_plugin.data import by_length, durations, speech_dataset
 from w2v_plugin.folders import load_pretrained
 from w2v_plugin.label_curves import compare, label_order, nearest_prefix
 from w2v_plugin.label_tables import plot, rows, table
+from w2v_plugin.launch import read_hparams
 from w2v_plugin.manifests import COLUMNS
 
 METRICS = ("CER", "WER")
@@ -100,8 +100,7 @@ def build(job: Job, options: argparse.Namespace, folder: Path) -> BudgetBrain:
         "head_lr": job.learning_rate,
         "best_by": "CER",
     }
-    with options.hparams.open(encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, options.overrides + "\n" + yaml.safe_dump(decided))
+    hparams = read_hparams(options.hparams, options.overrides + "\n" + yaml.safe_dump(decided))
     if folder_of_arm := options.arms[job.arm]:
         load_pretrained(folder_of_arm, hparams["wav2vec2"])
     if job.extractor == "frozen":
@@ -192,8 +191,7 @@ def check_settings(options: argparse.Namespace) -> None:
 
 def write_labels(options: argparse.Namespace) -> None:
     """Manifests labels/seed<s>_<m>min.csv; those of a seed begin alike."""
-    with options.hparams.open(encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, f"{options.overrides}\ntrain_csv: ''\nvalid_csv: ''")
+    hparams = read_hparams(options.hparams, f"{options.overrides}\ntrain_csv: ''\nvalid_csv: ''")
     how = {"vocabulary": hparams["vocabulary"], "max_s": hparams["max_s"]}
     rows = list(speech_dataset(options.train_csv, **how).data.items())
     folder = options.output_folder / "labels"

@@ -27,7 +27,6 @@ from typing import Any
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -39,7 +38,7 @@ from w2v_plugin.continuation import start_from
 from w2v_plugin.cost import measure, plan
 from w2v_plugin.data import speech_dataset, training_loader
 from w2v_plugin.folders import save_pretrained
-from w2v_plugin.launch import join_group, leave_group
+from w2v_plugin.launch import join_group, read_hparams, told
 from w2v_plugin.ranks import distributed
 from w2v_plugin.shards import pretraining_speech
 from w2v_plugin.training import StepBrain, tri_stage
@@ -109,8 +108,7 @@ def main(argv: list[str]) -> None:
     """Run the recipe with command-line arguments."""
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     join_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
+    hparams = read_hparams(hparams_file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     taken = hparams["start_from"] is not None and start(hparams)
     train = pretraining_speech(
@@ -163,5 +161,4 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]) or len(sys.argv) == 1:
         print(__doc__)
     else:
-        main(sys.argv[1:])
-        leave_group()
+        sys.exit(told("pretrain", main, sys.argv[1:]))

@@ -107,6 +107,7 @@ ORDER = [
     "text_checks",
     "text_report",
     "text_preparation",
+    "text_options",
     "lm_text",
     "lm_tuning",
     "trials",

@@ -19,8 +19,6 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from w2v_plugin.errors import NotStreamable
-from w2v_plugin.finetuning import read_hparams, told
 from w2v_plugin.manifests import Utterance, write_manifest
 from w2v_plugin.training import StepBrain
 
@@ -77,50 +75,6 @@ def test_one_key_goes_before_the_published_ones(tmp_path: Path) -> None:
     h = loaded("base", tmp_path, "updates: 500", "encoder_lr: 0.5")
     assert (h["updates"], h["optimizer_step_limit"], h["encoder_lr"]) == (500, 500, 0.5)
     assert h["head_lr"] == 3e-5 and h["schedule"](500) == pytest.approx(0.05)
-
-
-# --- the command ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ("nonsense: 3", "tiny.yaml: Override 'nonsense' not found"),
-        ("updates: 3\nupdates: 4", 'an option: found duplicate key "updates"'),
-        ("updates: [3", "an option: "),
-    ],
-)
-def test_wrong_options_are_named(overrides: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        read_hparams(CTC / "tiny.yaml", overrides)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
-        (ValueError("lr: got -1"), 2, "x: error: lr: got -1\n"),
-        (FileNotFoundError(2, "No such file", "a.csv"), 2, "x: error: [Errno 2] No such file"),
-        (NotStreamable("needs all"), 2, "x: error: needs all\n"),
-        (KeyboardInterrupt(), 130, "\nx: stopped. Started again, it goes on"),
-    ],
-)
-def test_mistakes_are_one_line(
-    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(argv: list[str]) -> None:
-        raise error
-
-    assert told("x", run, []) == status
-    assert capsys.readouterr().err.startswith(said)
-
-
-def test_our_own_mistakes_keep_their_traceback() -> None:
-    def run(argv: list[str]) -> None:
-        raise TypeError("ours")
-
-    with pytest.raises(TypeError):
-        told("x", run, [])
 
 
 # --- runs ----------------------------------------------------------------------------------------

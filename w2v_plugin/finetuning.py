@@ -1,18 +1,14 @@
 """CTC fine-tuning: hyperparameters -> a model folder that transcribes, and its error rates.
 
-`recipes/finetune_ctc.py` and what else fine-tunes call `finetune`, as a command by `told`.
+`recipes/finetune_ctc.py` and what else fine-tunes call `finetune`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml.error import MarkedYAMLError
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.metric_stats import ErrorRateStats
@@ -22,10 +18,8 @@ from w2v_plugin.averaging import choose_weights
 from w2v_plugin.brains import CTCBrain
 from w2v_plugin.circumstances import circumstances
 from w2v_plugin.data import by_length, speech_dataset
-from w2v_plugin.errors import CheckpointNotSaved, NotStreamable
 from w2v_plugin.folders import load_head, load_pretrained, save_asr
 from w2v_plugin.hypotheses import Reference, write_hypotheses
-from w2v_plugin.launch import leave_group
 from w2v_plugin.manifests import read_manifest
 
 # what a table of results may want to tell apart
@@ -33,74 +27,6 @@ SETTINGS = (
     *("pretrained", "published", "updates", "batch_s", "grad_accumulation_factor", "best_by"),
     *("freeze_extractor", "freeze_encoder_updates", "encoder_lr", "head_lr", "patience", "average"),
 )
-
-
-def told(name: str, run: Callable[[list[str]], Any], argv: list[str]) -> int:
-    """Run a training as a command: what its user can mend is one line on stderr.
-
-    Parameters
-    ----------
-    name : str
-        Of the command, for that line.
-    run : callable
-        What trains.
-    argv : list of str
-        Its arguments.
-
-    Returns
-    -------
-    int
-        The exit status: 0, 2 after a mistake, 130 after Ctrl-C.
-
-    Example
-    -------
-    >>> told("example", lambda argv: None, [])
-    0
-    """
-    try:
-        run(argv)
-    except (OSError, ValueError, NotStreamable, CheckpointNotSaved) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped. Started again, it goes on from its checkpoint.", file=sys.stderr)
-        return 130
-    leave_group()
-    return 0
-
-
-def read_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
-    """Build what a YAML describes.
-
-    Parameters
-    ----------
-    path : str or Path
-        Such as `hparams/ctc/tiny.yaml`.
-    overrides : str
-        YAML of the keys that shall be otherwise, as `speechbrain.parse_arguments` returns it.
-
-    Raises
-    ------
-    ValueError
-        A key that the file has not, or one that is given twice.
-    OSError
-        There is no such file.
-
-    Example
-    -------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "x.yaml").write_text("updates: 10")
-    ...     read_hparams(Path(folder, "x.yaml"), "updates: 20")
-    {'updates': 20}
-    """
-    with open(path, encoding="utf-8") as file:
-        try:
-            return load_hyperpyyaml(file, overrides)
-        except KeyError as error:  # says which key, and those that there are
-            raise ValueError(f"{path}: {error.args[0]}") from error
-        except MarkedYAMLError as error:
-            raise ValueError(f"{path}, or an option: {error.problem}") from error
 
 
 def start(hparams: dict[str, Any]) -> None:

@@ -1,18 +1,102 @@
-"""How the processes of a distributed run meet and part."""
+"""How a training begins and ends: hyperparameters, processes, what its user did wrong.
+
+A recipe is `told(name, main, argv)`, and its `main` begins with `join_group` and `read_hparams`.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.error import MarkedYAMLError
 
+from w2v_plugin.errors import CheckpointNotSaved, DoesNotFit, NotStreamable, TrainingCollapsed
 from w2v_plugin.ranks import distributed
 
+OURS = (CheckpointNotSaved, DoesNotFit, NotStreamable, TrainingCollapsed)
 PATIENCE = timedelta(minutes=10)  # of a rank that waits for another one
+
+
+def told(name: str, run: Callable[[list[str]], Any], argv: list[str]) -> int:
+    """Run a training as a command: what its user can mend is one line on stderr.
+
+    Parameters
+    ----------
+    name : str
+        Of the command, for that line.
+    run : callable
+        What trains.
+    argv : list of str
+        Its arguments.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 2 after a mistake, 130 after Ctrl-C.
+
+    Example
+    -------
+    >>> told("example", lambda argv: None, [])
+    0
+    """
+    try:
+        run(argv)
+    except (OSError, ValueError, *OURS) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped. Started again, it goes on from its checkpoint.", file=sys.stderr)
+        return 130
+    leave_group()
+    return 0
+
+
+def read_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
+    """Build what a YAML describes.
+
+    Parameters
+    ----------
+    path : str or Path
+        Such as `hparams/ctc/tiny.yaml`.
+    overrides : str
+        YAML of the keys that shall be otherwise, as `speechbrain.parse_arguments` returns it.
+
+    Raises
+    ------
+    ValueError
+        A key that the file has not, one that is given twice, or a mapping in place of a value.
+    OSError
+        There is no such file.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "x.yaml").write_text("updates: 10")
+    ...     read_hparams(Path(folder, "x.yaml"), "updates: 20")
+    {'updates': 20}
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            return load_hyperpyyaml(file, overrides)
+        except KeyError as error:  # says which key, and those that there are
+            raise ValueError(f"{path}: {error.args[0]}") from error
+        except MarkedYAMLError as error:
+            raise ValueError(f"{path}, or an option: {error.problem}") from error
+        except ValueError as error:
+            if "structure of the overrides" not in str(error):
+                raise
+            raise ValueError(
+                f"{path}: an option is a mapping where the file has one value, or the other way "
+                f"round: {error.args[-1]}"
+            ) from error
 
 
 def join_group(run_opts: Any) -> None:

@@ -23,6 +23,7 @@ import yaml
 
 from w2v_plugin.commands import refused
 from w2v_plugin.inputs import CannotStart
+from w2v_plugin.text_options import add_text_options, text_choices
 
 CONFIG = "train.yaml"
 LARGE = 20_000_000  # parameters of a body; the smaller ones train on a CPU
@@ -99,7 +100,7 @@ def prepare(arguments: argparse.Namespace, parameters: int) -> None:
     from w2v_plugin.text_preparation import prepare_texts
 
     out: Path = arguments.out
-    rules = text_rules(arguments)
+    choices = text_choices(arguments)
     given = {role: getattr(arguments, f"{role}_column") for role in ("audio", "text", "speaker")}
     columns = {role: name for role, name in given.items() if name is not None}
     found = list_any(arguments.audio, arguments.text, columns=columns, encoding=arguments.encoding)
@@ -121,33 +122,9 @@ def prepare(arguments: argparse.Namespace, parameters: int) -> None:
         told = [some for some in summary.warnings if "same audio" in some]  # voices: see texts
         print(textwrap.indent(f"{replace(summary, warnings=tuple(told))}", "   "))
     train, *also = raw
-    report = prepare_texts(
-        train,
-        out / "data",
-        also=also,
-        rules=rules,
-        units=arguments.units,
-        size=arguments.size,
-        min_count=arguments.min_count,
-        apart=arguments.apart_texts,
-    )
+    report = prepare_texts(train, out / "data", also=also, **choices)
     print("4. Texts:\n" + textwrap.indent(str(report), "   "), flush=True)
     write_config(arguments, parameters, report.vocabulary, [path.stem for path in raw])
-
-
-def text_rules(arguments: argparse.Namespace) -> Any:
-    """`TextRules` of the options."""
-    from w2v_plugin.normalization import TextRules, read_maps
-
-    return TextRules(
-        case=arguments.case,
-        language=arguments.text_language,
-        inside=arguments.inside,
-        keep=arguments.keep,
-        drop=arguments.drop,
-        digits=arguments.digits,
-        maps=read_maps(arguments.map),
-    )
 
 
 def write_config(
@@ -298,16 +275,6 @@ def add_options(add: Any) -> None:
         metavar="F",
         help="share to test at the end (default 0.1)",
     )
-    add("--apart-texts", action="store_true", help="train on no text of dev or test")
     add("--seed", type=int, default=0, help="of the split (default 0)")
     add("--max-s", type=float, default=20.0, metavar="S", help="longest utterance (default 20)")
-    add("--case", choices=["lower", "upper", "keep"], default="lower", help="default: lower")
-    add("--inside", default="'", metavar="CHARS", help="punctuation kept in words (default ')")
-    add("--keep", default="", metavar="CHARS", help="punctuation kept anywhere (default: none)")
-    add("--drop", default="", metavar="CHARS", help="characters dropped anywhere (default: none)")
-    add("--map", action="append", default=[], metavar="OLD=NEW", help="may be repeated")
-    add("--digits", choices=["refuse", "keep", "spell"], default="refuse", help="default: refuse")
-    add("--text-language", default="", metavar="CODE", help="tr, az: dotless i; and for spelling")
-    add("--units", choices=["characters", "unigram", "bpe"], default="characters")
-    add("--size", type=int, default=500, help="of a vocabulary of unigram or bpe pieces")
-    add("--min-count", type=int, default=3, metavar="N", help="utterances a character needs")
+    add_text_options(add)

@@ -19,11 +19,11 @@ from w2v_plugin.adaptation import freeze_shared, take_rows
 from w2v_plugin.conversion import open_any
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
-from w2v_plugin.finetuning import finetune, read_hparams, told
+from w2v_plugin.finetuning import finetune
 from w2v_plugin.folders import is_folder
 from w2v_plugin.hf_checkpoints import AnyModel
 from w2v_plugin.language_folders import check_language, per_language, save_language
-from w2v_plugin.launch import join_group
+from w2v_plugin.launch import join_group, read_hparams, told
 from w2v_plugin.text import CharVocabulary
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from w2v_plugin.normalization import CASES, DIGITS, TextRules, read_maps
+from w2v_plugin.text_options import add_text_options, text_choices
 from w2v_plugin.text_preparation import prepare_texts
-from w2v_plugin.vocabularies import UNITS
 
 EXAMPLES = r"""examples
   German, lower case, apostrophes inside words; & is read "und":
@@ -33,12 +32,12 @@ EXAMPLES = r"""examples
     python recipes/prepare/text.py --manifest raw/train.csv --out runs/malayalam \
         --map 'ൌ=ൗ' --map 'ു്=്'
   Turkish (two letters i); Arabic without points; Persian with its zero-width non-joiner:
-    python recipes/prepare/text.py --manifest raw/train.csv --out runs/turkish --language tr
+    python recipes/prepare/text.py --manifest raw/train.csv --out runs/turkish --text-language tr
     python recipes/prepare/text.py --manifest raw/train.csv --out runs/arabic --drop 'ًٌٍَُِّْٰ'
     python recipes/prepare/text.py --manifest raw/train.csv --out runs/persian --keep $'\u200c'
   500 pieces of words instead of characters; whole numbers spelled by num2words:
     python recipes/prepare/text.py --manifest raw/train.csv --out runs/pieces --units unigram \
-        --size 500 --digits spell --language de
+        --size 500 --digits spell --text-language de
 
 Then: python recipes/finetune_ctc.py ... --vocab runs/german/vocab.json --train_csv \
     runs/german/train.csv ...
@@ -53,18 +52,8 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--manifest", type=Path, required=True, help="to train with: decides the vocabulary")
     add("--also", type=Path, nargs="+", default=[], help="to validate and test with")
-    add("--apart-texts", action="store_true", help="do not train on texts that --also has")
     add("--out", type=Path, required=True, help="folder to write")
-    add("--case", choices=CASES, default="lower", help="of all letters (default lower)")
-    add("--language", default="", help="tr, az: their i; and for --digits spell")
-    add("--inside", default="'", help="punctuation kept between letters (default ')")
-    add("--keep", default="", metavar="CHARS", help="characters kept everywhere")
-    add("--drop", default="", metavar="CHARS", help="characters dropped everywhere")
-    add("--digits", choices=DIGITS, default="refuse", help="what to do about them (default refuse)")
-    add("--map", action="append", default=[], metavar="OLD=NEW", help="write NEW; repeatable")
-    add("--units", choices=UNITS, default=UNITS[0], help="what a token says (default characters)")
-    add("--size", type=int, default=500, help="number of pieces (default 500)")
-    add("--min-count", type=int, default=3, help="utterances that a character needs (default 3)")
+    add_text_options(add)
     return options
 
 
@@ -72,24 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; 2 and one message on stderr where the texts cannot be used."""
     options = parser().parse_args(argv)
     try:
-        rules = TextRules(
-            case=options.case,
-            language=options.language,
-            inside=options.inside,
-            keep=options.keep,
-            drop=options.drop,
-            digits=options.digits,
-            maps=read_maps(options.map),
-        )
         report = prepare_texts(
-            options.manifest,
-            options.out,
-            also=options.also,
-            rules=rules,
-            units=options.units,
-            size=options.size,
-            min_count=options.min_count,
-            apart=options.apart_texts,
+            options.manifest, options.out, also=options.also, **text_choices(options)
         )
     except (ValueError, OSError) as error:
         print(f"text.py: {error}", file=sys.stderr)
