@@ -7,7 +7,7 @@ Sections, each of which replaces its table in benchmarks/RESULTS.md:
 
   step    seconds of a whole step (masks, forward, CTC, backward, AdamW), as ratio to transformers
           in the same round, and on equal weights the loss of both
-  memory  peak of a step above weights and optimizer state, a fresh process each, default allocator
+  memory  peak of a step above weights and optimizer state, in fresh processes, default allocator
 
 Four rows of 8 s without padding, 120 characters each, float32, random weights. As published: masks
 of 0.65 over time and 0.25 over channels, dropout of 0.1 inside the feed-forward and nowhere else;
@@ -178,24 +178,34 @@ def equal_losses() -> dict[str, float]:
 
 
 def memory_section(arguments: argparse.Namespace) -> None:
-    found = {name: work("step_memory", threads=arguments.threads, name=name) for name in STACKS}
-    rows, reference = [], found[REFERENCE]
-    for name, entry in found.items():
-        above, less = entry["above"], entry["above"] - entry["gradients"]
-        ratio = above / reference["above"]
-        ratio_less = less / (reference["above"] - reference["gradients"])
-        row = [name, f"{entry['resident']:.0f}", f"{above:.0f}", f"{ratio:.2f}"]
-        rows.append([*row, f"{less:.0f}", f"{ratio_less:.2f}"])
-    header = ["stack", "resident MiB", "peak above, MiB", "ratio", "less gradients, MiB", "ratio"]
+    rounds = range(arguments.rounds)
+    entries = {name: [memory_of(name, arguments.threads) for _ in rounds] for name in STACKS}
+    rows = []
+    for name, found in entries.items():
+        row = [name, f"{statistics.median(entry['resident'] for entry in found):.0f}"]
+        for measured in ("above", "less"):
+            values = [entry[measured] for entry in found]
+            reference = statistics.median(entry[measured] for entry in entries[REFERENCE])
+            median, spread = statistics.median(values), f"{min(values):.0f}-{max(values):.0f}"
+            row += [f"{median:.0f}", spread, f"{median / reference:.2f}"]
+        rows.append(row)
+    header = ["stack", "resident MiB"]
+    for measured in ("peak above, MiB", "less gradients, MiB"):
+        header += [measured, "range", "ratio"]
     report(
         arguments,
         "memory",
         "Memory of a fine-tuning step, frozen extractor",
-        "A fresh process each. Resident: after a first step, with weights and optimizer state, "
-        "without gradients, libraries included. Peak: highest in the second step, less that; and "
-        "less the gradients, too.",
+        "A fresh process each, as many as rounds: median and range, ratio of medians. Resident: "
+        "after a first step, with weights and optimizer state, without gradients, libraries "
+        "included. Peak: highest in the second step, less that; and less the gradients, too.",
         measure.table(header, rows),
     )
+
+
+def memory_of(name: str, threads: int) -> dict:
+    """What a fresh process says of a stack."""
+    return work("step_memory", threads=threads, name=name)
 
 
 def step_memory(name: str) -> dict:
@@ -203,8 +213,8 @@ def step_memory(name: str) -> dict:
     step()
     resident = measure.resident_mib()
     above = measure.peak_mib(step) - resident
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"resident": resident, "above": above, "gradients": 4 * trained / 2**20}
+    gradients = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 2**20
+    return {"resident": resident, "above": above, "less": above - gradients}
 
 
 # --- both ----------------------------------------------------------------------------------------
@@ -230,7 +240,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--rounds", type=int, default=5, help="after one round of warm-up")
+    parser.add_argument("--rounds", type=int, default=5, help="times: after one round of warm-up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
