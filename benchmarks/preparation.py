@@ -1,11 +1,10 @@
 """Preparing a corpus: the command a user types, against the bare decoding of the same files.
 
-    python benchmarks/preparation.py --data LibriSpeech --split train-clean-5
-    python benchmarks/preparation.py --data LibriSpeech --split test-clean --rounds 3
+    python benchmarks/preparation.py --data recordings          # close all else first
 
-Writes its table into benchmarks/RESULTS.md. The command is recipes/prepare/librispeech.py in a
-fresh process: imports, lists, decoding and checking of every file, manifest, data card with its
-picture. The floor is libsndfile (package soundfile) reading every file once, in as many threads.
+Writes its table into benchmarks/RESULTS.md. The command is recipes/prepare/folder.py in a fresh
+process: imports, lists, decoding and checking of every file, manifest, data card with its picture.
+The floor is libsndfile (package soundfile) reading every file once, in as many threads.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 import measure
 import soundfile
 
-PREPARE = measure.HERE.parent / "recipes" / "prepare" / "librispeech.py"
+PREPARE = measure.HERE.parent / "recipes" / "prepare" / "folder.py"
 ENDINGS = (".flac", ".opus", ".ogg", ".wav")
 FLOOR = "soundfile, decoding alone"
 
@@ -37,15 +36,15 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Run the whole command, in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "train.csv"
-        places = ["--data", arguments.data, "--split", arguments.split, "--out", out]
-        command = [sys.executable, PREPARE, *places, "--workers", str(arguments.workers)]
-        subprocess.run([str(part) for part in command], check=True, capture_output=True)
+        options = ["--data", str(arguments.data), "--out", str(out), "--need-text"]
+        command = [sys.executable, str(PREPARE), *options, "--workers", str(arguments.workers)]
+        subprocess.run(command, check=True, capture_output=True)
 
 
-def decode(arguments: argparse.Namespace) -> None:
-    """Read every file once, in a fresh process."""
-    options = {"folder": str(arguments.data / arguments.split), "workers": arguments.workers}
-    measure.work(__file__, "decode_all", **options)
+def decode(arguments: argparse.Namespace) -> float:
+    """Read every file once, in a fresh process; seconds of audio."""
+    options = {"folder": str(arguments.data), "workers": arguments.workers}
+    return measure.work(__file__, "decode_all", **options)["seconds"]
 
 
 def decode_all(folder: str, workers: int) -> dict:
@@ -68,11 +67,11 @@ def report(arguments: argparse.Namespace, times: dict[str, list[float]], hours: 
         spread = f"{min(seconds):.1f}-{max(seconds):.1f}"
         median = f"{statistics.median(seconds):.1f}"
         rows.append([name, median, spread, f"{ratio:.2f}", f"{low:.2f}-{high:.2f}"])
-    files = len(audio_files(arguments.data / arguments.split))
-    options = f"--split {arguments.split} --workers {arguments.workers} --rounds {arguments.rounds}"
+    files, name = len(audio_files(arguments.data)), arguments.data.name
+    options = f"--data {name} --workers {arguments.workers} --rounds {arguments.rounds}"
     measure.write_section(
-        f"Preparing a corpus: LibriSpeech {arguments.split}",
-        f"`python benchmarks/preparation.py --data LibriSpeech {options}`. "
+        f"Preparing a corpus: {name}",
+        f"`python benchmarks/preparation.py {options}`. "
         f"{measure.circumstances()} {files} files, {hours:.1f} h, read from the disk's cache. "
         "Ratio: time over that of decoding in the same round, median and range.\n\n"
         + measure.table(["", "median s", "range", "ratio", "range"], rows),
@@ -83,8 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="LibriSpeech in its original layout")
-    parser.add_argument("--split", default="train-clean-5")
+    parser.add_argument("--data", type=Path, help="a folder of recordings with their texts")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5, help="after one round of warm-up")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -93,16 +91,14 @@ def main() -> None:
         _, options = arguments.worker
         print(json.dumps(decode_all(**json.loads(options))))
         return
-    if not arguments.data or not audio_files(arguments.data / arguments.split):
-        parser.error("--data needs to be a folder with audio below the split's name")
+    if not arguments.data or not audio_files(arguments.data):
+        parser.error("--data needs to be a folder with audio")
     jobs = {
         FLOOR: lambda: decode(arguments),
-        "recipes/prepare/librispeech.py": lambda: prepare(arguments),
+        "recipes/prepare/folder.py": lambda: prepare(arguments),
     }
     times = measure.interleaved(jobs, arguments.rounds)
-    folder = str(arguments.data / arguments.split)
-    found = measure.work(__file__, "decode_all", folder=folder, workers=arguments.workers)
-    report(arguments, times, found["seconds"] / 3600)
+    report(arguments, times, decode(arguments) / 3600)
 
 
 if __name__ == "__main__":

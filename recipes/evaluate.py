@@ -24,8 +24,10 @@ from w2v_plugin.cli import parser as command_line
 from w2v_plugin.commands import open_interface, refused, search_options
 from w2v_plugin.errors import BadAudio, BadManifest, NotStreamable
 from w2v_plugin.evaluation import Answers, Evaluation
+from w2v_plugin.folders import is_folder as is_model_folder
 from w2v_plugin.hypotheses import Reference, read_hypotheses, read_references, write_hypotheses
 from w2v_plugin.inputs import CannotStart
+from w2v_plugin.language_folders import per_language
 from w2v_plugin.manifests import read_manifest
 from w2v_plugin.score_pages import draw, page
 from w2v_plugin.score_report import markdown, rate, sections
@@ -47,7 +49,7 @@ examples
 further options
   Those of `w2v transcribe` for the model and its decoding, the same for all models: --device,
   --precision (here fp32 unless given), --lm, --beam, --alpha, --beta, --hot-words, --chunk-ms,
-  --language, --batch-s, ….
+  --language (of models that have several), --batch-s, ….
 
 written into the output folder
   results.json               all figures, and what it takes to get them again; small
@@ -58,7 +60,8 @@ written into the output folder
 Texts are compared as the manifest has them, in Unicode NFC and the case of the vocabulary, nothing
 else is changed: prepare them with recipes/prepare/text.py, as for training. Nothing is left out:
 audio that cannot be read counts as deleted words and is listed (exit status 1). WER and CER are
-what SpeechBrain's ErrorRateStats gives, which training writes as wer_<test>.txt.
+what SpeechBrain's ErrorRateStats gives, which training writes as wer_<test>.txt (there without
+utterances that have no text; here words that are said in them are insertions).
 """
 
 
@@ -106,6 +109,8 @@ def decoding(
     """The options of `w2v transcribe`, with its checks."""
     given = ["transcribe", "-", "--model", model, "--precision", "fp32", *rest]
     found = command_line().parse_args(given)
+    if is_model_folder(model) and per_language(model) is None:
+        found.language = None  # it is about other models of the comparison
     if found.inputs != ["-"] or found.resume or found.format != "text" or found.model != model:
         parser.error(f"{' '.join(rest)}: expected options for the model and its decoding only")
     return found

@@ -73,14 +73,6 @@ def listen(asr: Any, path: Path) -> Spoken:
     """Compute the logits of a manifest; nothing after this needs the audio."""
     rows, letters = read_manifest(path), asr.tokenizer.letters
     texts = [normalize_text(row["wrd"], letters) for row in rows]
-    for row, text in zip(rows, texts, strict=True):
-        if not text:
-            raise CannotStart(f"{path}:{row['line']}: no text. Expected what is said, in `wrd`.")
-    if spaceless(texts) and not any(" " in text for text in texts):
-        raise CannotStart(
-            f"{path}: its texts have no spaces between words, and n-grams are of words. Separate "
-            "the words in all texts, and train with them, or decode without a language model."
-        )
     if lost := sum(bool(asr.tokenizer.unknown(text)) for text in texts):
         print(f"{path}: {lost} texts have characters that the model cannot say: errors, always")
     bar = tqdm(rows, desc=f"logits of {path.name}", unit="utt", disable=None)
@@ -88,7 +80,16 @@ def listen(asr: Any, path: Path) -> Spoken:
 
 
 def sentences_of(path: Path, vocabulary: CharVocabulary) -> set[str]:
-    return {normalize_text(row["wrd"], vocabulary.letters) for row in read_manifest(path)}
+    """What is said in a manifest; CannotStart if n-grams of words are no help for it."""
+    texts = {normalize_text(row["wrd"], vocabulary.letters) for row in read_manifest(path)}
+    if not any(texts):
+        raise CannotStart(f"{path}: no text. Expected what is said, in the column `wrd`.")
+    if spaceless(sorted(texts)) and not any(" " in text for text in texts):
+        raise CannotStart(
+            f"{path}: its texts have no spaces between words, and n-grams are of words. Separate "
+            "the words in all texts, and train with them, or decode without a language model."
+        )
+    return texts
 
 
 def fit(lm: NgramLM, texts: Sequence[str]) -> dict[str, float]:
@@ -299,6 +300,8 @@ def main(argv: Sequence[str]) -> None:
         f"{len(trials)} settings that were tried"
     )
     print(table("dev", report["dev"]))
+    chosen = {name: report[name] for name in ("weights", "model", "command", "commit", "sha256")}
+    write(folder / "decoding.json", {**chosen.pop("weights"), "found_on": report["dev"], **chosen})
     for path in arguments.test:
         found = compare(listen(asr, path), asr, weights, folder, how)
         report["test"][str(path)] = found
@@ -306,8 +309,6 @@ def main(argv: Sequence[str]) -> None:
     report["trials"] = [asdict(trial) for trial in trials]
     report["seconds"] = round(time.perf_counter() - start, 1)
     write(folder / "results.json", report)
-    chosen = {name: report[name] for name in ("weights", "model", "command", "commit", "sha256")}
-    write(folder / "decoding.json", {**chosen.pop("weights"), "found_on": report["dev"], **chosen})
     print(f"written into {folder}")
 
 

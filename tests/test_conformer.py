@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from w2v_plugin import products
-from w2v_plugin.attention import ChunkConfig, Part
+from w2v_plugin.attention import LONG, ChunkConfig, Part
 from w2v_plugin.compression import optimize
 from w2v_plugin.conformer import (
     ConformerPositions,
@@ -93,6 +93,23 @@ def agree(x: Wav2Vec2Output, y: Wav2Vec2Output, tolerance: float = EXACT) -> Non
 
 
 # --- the parts -----------------------------------------------------------------------------------
+
+
+def test_relative_attention_learns_in_float32_as_in_float64() -> None:
+    """In training a CPU takes another kernel, for long utterances and with dropout."""
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        model = make("relative").to(dtype)
+        model(noise(LONG * 320 + 400)[None].to(dtype)).logits.square().mean().backward()
+        attention = model.wav2vec2.encoder.layers[0].self_attention
+        grads.append(
+            [attention.position.weight.grad, attention.bias_u.grad, attention.q.weight.grad]
+        )
+    for ours, reference in zip(*grads, strict=True):
+        assert reference.norm() > 0
+        assert (ours - reference).norm() < 1e-3 * reference.norm()  # float32 over 320 frames
+    model = make("relative", attention_dropout=0.5).train()
+    model(noise(8000)[None]).logits.sum().backward()
 
 
 def test_relative_attention_is_its_definition() -> None:

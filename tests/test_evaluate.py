@@ -13,6 +13,7 @@ import torch
 from w2v_plugin import cli
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.folders import save_asr
+from w2v_plugin.language_folders import save_language
 from w2v_plugin.manifests import COLUMNS
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.text import CharVocabulary
@@ -211,6 +212,21 @@ def test_wrong_calls(
     with pytest.raises(SystemExit) as stopped:
         recipe.main([*argv, "--out", "nowhere"])
     assert stopped.value.code == 2 and complaint in capsys.readouterr().err
+
+
+def test_language_is_for_models_that_have_several(
+    recipe: ModuleType, data: Path, tmp_path: Path
+) -> None:
+    """One of a single language is compared with one of several."""
+    shape = {**SHAPE, "extractor_norm": "layer", "norm_first": True}
+    model = Wav2Vec2CTC(Wav2Vec2(**shape, adapter_dim=4), vocab_size=32).eval()
+    for language in ("deu", "mal"):
+        save_language(tmp_path / "several", model, CharVocabulary(), language)
+    models = ["--model", data / "one/model", "--model", tmp_path / "several", "--device", "cpu"]
+    argv = [*models, "--language", "mal", "--manifest", data / "good.csv"]
+    status, results = run(recipe, tmp_path / "out", *argv)
+    found = [system["decoding"].get("language") for system in results["tests"][0]["systems"]]
+    assert status == 0 and found == [None, "mal"]
 
 
 def test_names_come_from_paths(recipe: ModuleType) -> None:

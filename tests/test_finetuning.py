@@ -194,6 +194,29 @@ def test_a_killed_run_resumes_exactly(
     assert reports[0]["test"] == reports[1]["test"]
 
 
+def test_checkpoints_of_another_training_are_refused(
+    manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its weights would load, and pass for those of the new one."""
+    vocabularies = []
+    for first in ("AB", "BA"):
+        symbols = ["<pad>", "<s>", "</s>", "<unk>", "|", *first, *"CDEFGHIJKLMNOPQRSTUVWXYZ'"]
+        path = tmp_path / f"{first}.json"
+        path.write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
+        vocabularies.append(f"--vocab={path}")
+    run = tmp_path / "run"
+    argv = arguments(manifests, run)
+    recipe()([*argv, vocabularies[0]])
+    with pytest.raises(ValueError, match=r"another training \(symbols: .* A B C.* now .* B A C"):
+        recipe()([*argv, vocabularies[1]])
+    with pytest.raises(ValueError, match=r"another training \(sha256 of train_csv: "):
+        other = arguments({"all": manifests["test"], "test": manifests["test"]}, run)
+        recipe()([*other, vocabularies[0]])
+    with pytest.raises(ValueError, match=r"another training \(pretrained: None, now .*run/model\)"):
+        recipe()([*argv, vocabularies[0], f"--pretrained={run}/model"])
+    recipe()([*argv, vocabularies[0]])
+
+
 def test_patience_ends_a_run_and_stays_ended(
     manifests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

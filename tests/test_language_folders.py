@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -112,7 +113,49 @@ def test_a_full_disk_leaves_all_as_it_was(stage: str, kind: str, tmp_path: Path,
     assert contents(tmp_path / "m") == before
     with pytest.raises(OSError, match="No space"):
         add(tmp_path / "new", "fra", kind)
-    assert not any((tmp_path / "new").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_kill_leaves_a_folder_that_can_be_written_again(
+    done: int, tmp_path: Path, monkeypatch
+) -> None:
+    """Between any two renames, of a new folder and of one that gets a language."""
+
+    class Killed(BaseException):
+        pass
+
+    replace, left = Path.replace, iter(range(done))
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise Killed
+        return replace(self, target)
+
+    for language in ("deu", "fra"):
+        left = iter(range(done))
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(Path, "replace", killed)
+            add(tmp_path / "m", language, "mms")
+        if language not in (languages(tmp_path / "m") if (tmp_path / "m").exists() else ()):
+            add(tmp_path / "m", language, "mms")
+    assert languages(tmp_path / "m") == ["deu", "fra"]
+    assert open_language(tmp_path / "m", "deu")[1].letters
+    assert open_language(tmp_path / "m", "fra")[1].letters
+
+
+def test_a_folder_of_two_first_languages(tmp_path: Path) -> None:
+    """Both begin it at the same time; neither is lost."""
+    threads = []
+    for name in ("deu", "fra"):
+        arguments = (tmp_path / "m", trained(name, "mms"), CharVocabulary(LETTERS[name]), name)
+        threads.append(threading.Thread(target=save_language, args=arguments))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert languages(tmp_path / "m") == ["deu", "fra"]
+    assert open_language(tmp_path / "m", "deu")[1].letters
 
 
 def test_two_trainings_may_end_at_the_same_time(tmp_path: Path, monkeypatch) -> None:

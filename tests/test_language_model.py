@@ -23,7 +23,7 @@ import torch
 from w2v_plugin.beam import BeamSearch
 from w2v_plugin.cli import parser
 from w2v_plugin.commands import CannotStart, search_options
-from w2v_plugin.errors import BadManifest
+from w2v_plugin.errors import BadAudio, BadManifest
 from w2v_plugin.kneser_ney import estimate
 from w2v_plugin.lm_text import read_lm_text
 from w2v_plugin.lm_tuning import GRID, Weights, searches, tune
@@ -238,8 +238,9 @@ def test_the_recipe_from_texts_to_decoding(
     train, dev = manifest(tmp_path / "train.csv", [*TRAIN, DEV[0]]), tmp_path / "dev.csv"
     manifest(dev, DEV)
     test = manifest(tmp_path / "test.csv", TEST)
-    arguments = ["--text", str(train), "--dev", str(dev), "--test", str(test)]
-    run(monkeypatch, [*arguments, "--out", str(tmp_path / "lm")], [*DEV, *TEST])
+    silent = manifest(tmp_path / "silent.csv", ["", DEV[1]])  # as text.py leaves what is no word
+    arguments = ["--text", str(train), "--dev", str(dev), "--test", str(test), str(silent)]
+    run(monkeypatch, [*arguments, "--out", str(tmp_path / "lm")], [*DEV, *TEST, "A", DEV[1]])
     report = json.loads((tmp_path / "lm" / "results.json").read_text())
     assert report["text"]["sentences_left_out"] == 1 and report["text"]["sentences"] == 5
     assert report["dev"]["greedy"]["errors"] == 4 and report["dev"]["greedy"]["WER"] == 50.0
@@ -248,7 +249,8 @@ def test_the_recipe_from_texts_to_decoding(
     assert report["test"][str(test)]["language model"]["WER"] == 0
     assert report["test"][str(test)]["OOV"] == 0 < report["test"][str(test)]["perplexity"] < 12
     assert len(report["trials"]) >= len(GRID)
-    assert set(report["sha256"]) == {str(train), str(dev), str(test)}
+    assert set(report["sha256"]) == {str(train), str(dev), str(test), str(silent)}
+    assert report["test"][str(silent)]["language model"]["errors"] == 1  # an insertion
     printed = capsys.readouterr().out
     assert "1 sentences left out" in printed and "gain 50.00 points of WER" in printed
     options = load_decoding(tmp_path / "lm")
@@ -283,7 +285,7 @@ def test_the_gain_has_an_interval_of_its_own() -> None:
 def test_wrong_calls_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = str(manifest(tmp_path / "train.csv", TRAIN))
     dev = str(manifest(tmp_path / "dev.csv", DEV))
-    empty = str(manifest(tmp_path / "empty.csv", [DEV[0], ""]))
+    empty = str(manifest(tmp_path / "empty.csv", ["", ""]))
     other = str(manifest(tmp_path / "other.csv", ["ZEBRA"]))
     new = ["--out", str(tmp_path / "new")]
     (tmp_path / "old").mkdir()
@@ -293,12 +295,35 @@ def test_wrong_calls_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["--text", train, "--dev", dev, "--test", dev, *new], "name the same manifest"),
         (["--text", "none.txt", "--dev", dev, *new], r"none\.txt: no such file"),
         (["--text", train, "--dev", dev, "--out", str(tmp_path / "old")], "holds a language model"),
-        (["--text", train, "--dev", empty, *new], r"empty\.csv:3: no text"),
+        (["--text", train, "--dev", empty, *new], r"empty\.csv: no text"),
         (["--text", train, "--dev", other, *new], "none of its words occurs in the text"),
     ]:
         with pytest.raises(CannotStart, match=message):
             run(monkeypatch, arguments, [*DEV, *DEV])
     assert not (tmp_path / "new" / "decoding.json").exists()
+
+
+def test_weights_are_kept_when_a_test_cannot_be_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tuning takes long; what comes after it must not lose it."""
+    train, dev = manifest(tmp_path / "train.csv", TRAIN), manifest(tmp_path / "dev.csv", DEV)
+    test = manifest(tmp_path / "test.csv", TEST)
+    arguments = ["--text", str(train), "--dev", str(dev), "--test", str(test)]
+    test.with_suffix(".wav").unlink()
+    with pytest.raises(BadAudio, match="no such file"):
+        run(monkeypatch, [*arguments, "--out", str(tmp_path / "lm")], [*DEV, *TEST])
+    assert load_decoding(tmp_path / "lm")["alpha"] > 0
+
+
+def test_texts_that_leave_nothing_are_told_why(tmp_path: Path) -> None:
+    """Empty, or all of it is what is tested."""
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match="there is no text in it"):
+        read_lm_text([tmp_path / "empty.txt"], CharVocabulary())
+    (tmp_path / "same.txt").write_text("a cat")
+    with pytest.raises(ValueError, match="All 1 sentences are left out: --dev or --test say"):
+        read_lm_text([tmp_path / "same.txt"], CharVocabulary(), without={"A CAT"})
 
 
 def test_characters_that_the_model_cannot_say_are_named(
@@ -313,7 +338,7 @@ def test_characters_that_the_model_cannot_say_are_named(
 def test_texts_without_spaces_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dev = manifest(tmp_path / "dev.csv", ["今日はいい天気です"])
     with pytest.raises(CannotStart, match="have no spaces between words"):
-        recipe.listen(HearsHomophones([], build_vocabulary(["今日はいい天気です"])), dev)
+        recipe.sentences_of(dev, build_vocabulary(["今日はいい天気です"]))
     boundless = CharVocabulary.from_symbols({"-": 0, "A": 1}, blank="-")
     monkeypatch.setattr(recipe, "load", lambda *_, **__: HearsHomophones([], boundless))
     train = str(manifest(tmp_path / "train.csv", TRAIN))

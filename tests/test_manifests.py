@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from w2v_plugin.checks import examine
+from w2v_plugin.checks import Verdict, examine, find_flags, ogg_ends
 from w2v_plugin.errors import BadAudio, BadManifest
 from w2v_plugin.manifests import (
     COLUMNS,
@@ -129,8 +130,49 @@ def test_stereo_at_44100_hz_is_accepted(tmp_path: Path) -> None:
 
 def test_duplicate_ids_name_both_lines(good: Path, tmp_path: Path) -> None:
     """Neither line is silently dropped."""
-    with pytest.raises(BadManifest, match=r"corpus.txt:9: id 'good'.*used at corpus.txt:3"):
-        write_manifest(tmp_path / "train.csv", [listed(good, 3), listed(good, 9)])
+    with pytest.raises(
+        BadManifest, match=r"corpus.txt:4: id 'good'.*used at corpus.txt:3"
+    ) as found:
+        write_manifest(tmp_path / "train.csv", [listed(good, line) for line in range(3, 12)])
+    assert "corpus.txt:8: " in str(found.value) and "... and 3 more." in str(found.value)
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_any_audio_is_read(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder instead of a manifest, a file instead of a folder."""
+    monkeypatch.setattr("w2v_plugin.manifests.check_all", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(BadManifest, match=r"a folder. Name the manifest in it"):
+        write_manifest(tmp_path, [listed(good, 1)])
+    with pytest.raises(BadManifest, match="but that is a file"):
+        write_manifest(good / "train.csv", [listed(good, 1)])
+
+
+@pytest.mark.parametrize("what", ["wav", "text", "speaker", "id"])
+def test_names_and_texts_that_are_no_unicode_are_left_out(
+    good: Path, tmp_path: Path, what: str
+) -> None:
+    """Linux allows any bytes in names, JSON half of a pair; UTF-8 does not."""
+    odd = {"wav": Path("caf\udce9.wav")}.get(what, "caf\udce9")
+    out = tmp_path / "train.csv"
+    summary = write_manifest(
+        out, [replace(listed(good, 1, name="odd"), **{what: odd}), listed(good, 2)]
+    )
+    assert (summary.utterances, summary.skipped) == (1, 1)
+    assert r"is no valid Unicode ('caf\udce9" in skipped_path(out).read_text(encoding="utf-8")
+
+
+def test_an_ogg_file_without_its_end_is_told(tmp_path: Path) -> None:
+    """It decodes, and promises no length."""
+    whole, cut, bare = (tmp_path / f"{name}.ogg" for name in ("whole", "cut", "bare"))
+    soundfile.write(whole, tone(5.0), 16_000, format="OGG", subtype="OPUS")
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    bare.write_bytes(content[: content.rindex(b"OggS")])
+    assert 0 < examine(cut).seconds < 4.9
+    assert [ogg_ends(path) for path in (whole, cut, bare)] == [True, False, False]
+    verdicts = [Verdict(listed(path, 1), examine(path)) for path in (whole, cut)]
+    assert [(f.utterance.wav, f.kind) for f in find_flags(verdicts, {})] == [(cut, "incomplete")]
 
 
 @pytest.mark.parametrize("text", ["", " \t\n "])

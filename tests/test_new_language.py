@@ -133,6 +133,37 @@ def test_no_audio_is_decoded_for_a_model_that_is_none(
     assert not (tmp_path / "new").exists()
 
 
+def test_preparing_anew_leaves_nothing_of_before(
+    recordings: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test set of another split has what is trained on now; a checkpoint speaks other letters."""
+    out = tmp_path / "new"
+    assert call(recordings, pretrained, out) == 0
+    assert call(recordings, pretrained, out) == 2
+    assert f"or remove all of {out}" in capsys.readouterr().err
+    (out / "train.yaml").unlink()
+    assert call(recordings, pretrained, out, "--test=0") == 0
+    assert not [*out.glob("*/test.csv")] and (out / "data" / "dev.csv").exists()
+    (out / "train.yaml").unlink()
+    (out / "save").mkdir()
+    capsys.readouterr()
+    assert call(recordings, pretrained, out) == 2
+    assert f"{out / 'save'} is there, of a training with another" in capsys.readouterr().err
+
+
+def test_what_is_too_short_to_train_with_is_left_out(
+    recordings: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    """And not refused by the training."""
+    copies = tmp_path / "copies"
+    shutil.copytree(recordings, copies)
+    soundfile.write(copies / "s1" / "short.wav", [0.1, -0.1] * 400, 16000)
+    (copies / "s1" / "short.txt").write_text("ß", encoding="utf-8")
+    assert call(copies, pretrained, tmp_path / "new") == 0
+    skipped = [path.read_text() for path in (tmp_path / "new" / "raw").glob("*.skipped.tsv")]
+    assert len(skipped) == 1 and "0.05 s long, the shortest accepted is 0.1 s" in skipped[0]
+
+
 def test_the_same_recording_in_two_parts_is_told(
     recordings: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,13 @@ def said(records: list[dict[str, float]], **settings: object) -> list[str]:
     return [" ".join(text.split()[:3]) for text in texts]
 
 
+def test_patience_counts_where_all_words_are_wrong() -> None:
+    """As a WER above 100 is, for long, while characters are right."""
+    records = validations([80, 70, 71, 72, 73], [104, 102, 104, 103, 105])
+    assert [exhausted(records[:end], "WER", 2) for end in (3, 4)] == [False, True]
+    assert not exhausted(validations([100] * 5, [100] * 5), "WER", 2)
+
+
 def test_a_healthy_run_hears_no_advice() -> None:
     """Blanks at the first validation are normal; so is a WER that comes down."""
     assert said(validations([100, 70, 50, 30], [100, 98, 80, 60])) == []
@@ -96,7 +103,7 @@ def test_words_all_wrong_while_characters_improve() -> None:
     ],
 )
 def test_patience_ends(scores: list[float], patience: int, stops: bool) -> None:
-    records = validations([50.0] * len(scores), scores)
+    records = validations(scores, scores)
     assert exhausted(records, "WER", patience) is stops
 
 

@@ -278,6 +278,7 @@ class SelfAttention(nn.Module):
         """softmax(q k / sqrt(d)) v of (batch, heads, frames, d)."""
         dropout = self.dropout if self.training else 0.0
         wanted = dropout > 0 or q.shape[2] >= LONG
+        wanted &= mask is None or mask.dtype == torch.bool  # not scores, which have gradients
         if wanted and torch.is_grad_enabled() and fast(q):
             return attend_by_heads(q.contiguous(), k.contiguous(), v.contiguous(), mask, dropout)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

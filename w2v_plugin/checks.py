@@ -33,7 +33,8 @@ PROMISE_S = 0.1  # a listed length may be off by so much (codecs pad) ...
 PROMISE_SHARE = 0.02  # ... or by this share of it
 BEYOND_END_S = 0.1  # by which a part may reach beyond the end of its recording
 UNSAFE = re.compile(r"[^\w.-]")  # in file names
-FLAGS = ("silent", "clipped", "length", "text", "duplicate")
+OGG_PAGE = 65307  # bytes at most
+FLAGS = ("silent", "clipped", "length", "incomplete", "text", "duplicate")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class AudioFacts:
     """What decoding a whole file tells: `seconds` at 16 kHz, and the file's own rate and channels.
 
     `peak` is relative to full scale, `clipped` the share of samples there; `digest` is the same for
-    the same samples, whatever the file is called.
+    the same samples, whatever the file is called; `whole` is what the file says of its end.
     """
 
     seconds: float
@@ -90,6 +91,7 @@ class AudioFacts:
     peak: float
     clipped: float
     digest: str
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,26 @@ def examine(path: str | Path) -> AudioFacts:
             samples, peak = samples + len(wav), max(peak, loudest)
             content.update(wav.numpy().data)
     info = soundfile.info(str(path))
-    share, seconds = clipped / samples, samples / SAMPLE_RATE
-    return AudioFacts(seconds, info.samplerate, info.channels, peak, share, content.hexdigest())
+    share, seconds, whole = clipped / samples, samples / SAMPLE_RATE, ogg_ends(path)
+    digest = content.hexdigest()
+    return AudioFacts(seconds, info.samplerate, info.channels, peak, share, digest, whole)
+
+
+def ogg_ends(path: str | Path) -> bool:
+    """Whether an Ogg file has its last page, marked as such (RFC 3533); True for other files.
+
+    Nothing else tells: it promises no length, and what is left of it decodes.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"OggS":
+            return True
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - OGG_PAGE, 0))
+        _, mark, page = file.read().rpartition(b"OggS")
+    header, segments = page[:23], page[23:]  # flags in byte 1, the number of segments in the last
+    if not mark or len(header) < 23 or len(segments) < header[22]:
+        return False
+    return bool(header[1] & 4) and len(segments) >= header[22] + sum(segments[: header[22]])
 
 
 def header_seconds(utterance: Utterance) -> float:
@@ -142,7 +162,7 @@ def header_seconds(utterance: Utterance) -> float:
         return utterance.end - utterance.start
     try:
         return max(float(soundfile.info(str(utterance.wav)).duration) - utterance.start, 0.0)
-    except (soundfile.SoundFileError, RuntimeError, TypeError):
+    except (soundfile.SoundFileError, RuntimeError, TypeError, UnicodeEncodeError):
         return 0.0
 
 
@@ -180,8 +200,8 @@ def check_all(
     utterances = list(listed)
 
     def judge(utterance: Utterance) -> Verdict:
-        if utterance.problem:
-            return Verdict(utterance, reason=clean_text(utterance.problem))
+        if problem := utterance.problem or _not_unicode(utterance):
+            return Verdict(utterance, reason=clean_text(problem))
         if need_text and not clean_text(utterance.text):
             return Verdict(utterance, reason="empty transcript")
         try:
@@ -287,6 +307,17 @@ def drop_flagged(
     ]
 
 
+def _not_unicode(utterance: Utterance) -> str:
+    """What of it no manifest can hold."""
+    for what in ("id", "wav", "speaker", "text"):
+        try:
+            str(getattr(utterance, what)).encode()
+        except UnicodeEncodeError as error:
+            name = {"wav": "the file's name"}.get(what, f"its {what}")
+            return f"{name} is no valid Unicode ({error.object!a}). Rename it."
+    return ""
+
+
 def _length_reason(seconds: float, max_s: float | None, min_s: float | None) -> str:
     if max_s is not None and seconds > max_s:
         return f"{seconds:.2f} s long, the longest accepted is {max_s:g} s"
@@ -302,6 +333,8 @@ def _level(facts: AudioFacts) -> Iterable[tuple[str, str]]:
         yield "silent", f"its loudest sample is {facts.peak:.6f} of full scale"
     if facts.clipped > CLIPPED_SHARE:
         yield "clipped", f"{100 * facts.clipped:.1f} % of its samples are at full scale"
+    if not facts.whole:
+        yield "incomplete", "the file has no last page (Ogg): was all of it copied?"
 
 
 def _promise(utterance: Utterance, facts: AudioFacts) -> Iterable[tuple[str, str]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from w2v_plugin.data import AudioReader, usable_rows
-from w2v_plugin.frames import SAMPLE_RATE
+from w2v_plugin.frames import SAMPLE_RATE, SHORTEST_S
 from w2v_plugin.sampling import Item, Window, seeded, shares
 
 logger = get_logger(__name__)
@@ -108,7 +108,7 @@ class ManifestSpeech(Dataset):
         self,
         manifests: Mapping[str, str | Path],
         *,
-        min_s: float = 0.1,
+        min_s: float = SHORTEST_S,
         temperature: float = 1.0,
         seed: int = 0,
         keep_audio: bool = False,

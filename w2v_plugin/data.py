@@ -27,6 +27,7 @@ from w2v_plugin.frames import (
     HOP,
     RECEPTIVE_FIELD,
     SAMPLE_RATE,
+    SHORTEST_S,
     frame_lengths,
 )
 from w2v_plugin.manifests import read_manifest
@@ -111,7 +112,7 @@ def speech_dataset(
     manifest: str | Path,
     *,
     vocabulary: CharVocabulary | None = None,
-    min_s: float = 0.1,
+    min_s: float = SHORTEST_S,
     max_s: float = 30.0,
     keep_audio: bool = False,
     evaluation: bool = False,
@@ -163,7 +164,7 @@ def usable_rows(
     manifest: str | Path,
     *,
     vocabulary: CharVocabulary | None = None,
-    min_s: float = 0.1,
+    min_s: float = SHORTEST_S,
     max_s: float = float("inf"),
     evaluation: bool = False,
 ) -> dict[str, dict[str, Any]]:

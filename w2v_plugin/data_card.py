@@ -56,7 +56,8 @@ def card_files(
         _flagged(path, flags),
     ]
     text = "\n\n".join(filter(None, sections)) + "\n"
-    return {path.with_suffix(".card.md"): text.encode(), picture: _picture(heard)}
+    content = text.encode(errors="backslashreplace")  # names of files that are left out
+    return {path.with_suffix(".card.md"): content, picture: _picture(heard)}
 
 
 def _totals(heard: Heard) -> str:

@@ -16,12 +16,13 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.averaging import choose_weights
 from w2v_plugin.brains import CTCBrain
-from w2v_plugin.circumstances import circumstances
+from w2v_plugin.circumstances import circumstances, sha256
 from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_head, load_pretrained, save_asr
 from w2v_plugin.hypotheses import Reference, write_hypotheses
 from w2v_plugin.manifests import read_manifest
 
+TRAINING = "training.json"  # beside the checkpoints: of which training they are
 # what a table of results may want to tell apart
 SETTINGS = (
     *("pretrained", "published", "updates", "batch_s", "grad_accumulation_factor", "best_by"),
@@ -54,7 +55,13 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
     -------
     dict
         Scores (`WER`, `CER`, `loss`) and what they count, by the name of the test set.
+
+    Raises
+    ------
+    ValueError
+        The output folder has checkpoints of another training.
     """
+    check_same(hparams)
     brain = CTCBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -76,6 +83,38 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
     report = {"weights": weights, "test": results, "valid": brain.validations, **spent}
     run_on_main(write_results, args=[folder, describe(brain, hparams) | report, model_folder])
     return results
+
+
+def check_same(hparams: dict[str, Any]) -> None:
+    """ValueError where the checkpoints are of another training; else remember which one it is."""
+    path = Path(hparams["checkpointer"].checkpoints_dir, TRAINING)
+    now = training_of(hparams)
+    if path.is_file() and hparams["checkpointer"].find_checkpoint() is not None:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = {key: (before.get(key), value) for key, value in now.items()}
+        changed = [f"{key}: {a}, now {b}" for key, (a, b) in other.items() if a != b]
+        if changed:
+            raise ValueError(
+                f"{path.parent} has checkpoints of another training ({'; '.join(changed)}). Choose "
+                f"another output_folder, or remove {hparams['output_folder']} to start anew."
+            )
+    text = json.dumps(now, indent=2, ensure_ascii=False) + "\n"
+    run_on_main(path.write_text, args=[text], kwargs={"encoding": "utf-8"})
+
+
+def training_of(hparams: dict[str, Any]) -> dict[str, Any]:
+    """What stays the same however often a training is started again."""
+    symbols = sorted(hparams["vocabulary"].lab2ind.items(), key=lambda item: item[1])
+    pretrained = hparams.get("pretrained")
+    if pretrained and Path(pretrained).exists():
+        pretrained = str(Path(pretrained).resolve())
+    return {
+        "pretrained": pretrained,
+        "adapters": hparams.get("adapters"),
+        "language": hparams.get("language"),
+        "symbols": " ".join(str(symbol) for symbol, _ in symbols),
+        "sha256 of train_csv": sha256(hparams["train_csv"]),
+    }
 
 
 def load_data(

@@ -174,12 +174,22 @@ def save_asr(
 
 @contextmanager
 def all_or_nothing(folder: str | Path) -> Iterator[Path]:
-    """Where to write files that get into `folder` when all of them are complete, or none."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as new:
-        yield Path(new)
-        for path in sorted(Path(new).iterdir()):
-            path.replace(Path(folder) / path.name)
+    """Where to write files that get into `folder` when all of them are complete, or none.
+
+    A folder that is new appears as a whole. One that is there gets the files one by one, those that
+    say what others are (adapters, of the languages of vocab.json) last.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.new") as parent:
+        new = Path(parent, folder.name)
+        new.mkdir()
+        yield new
+        if not folder.exists() or not any(folder.iterdir()):
+            new.replace(folder)
+            return
+        for path in sorted(new.iterdir(), reverse=True):
+            path.replace(folder / path.name)
 
 
 def save_body(

@@ -19,6 +19,7 @@ KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
 HOP = 320  # samples between frames: the product of the strides
 RECEPTIVE_FIELD = 400  # samples that one frame hears
+SHORTEST_S = 0.1  # of utterances to train with
 
 Length = TypeVar("Length", int, Tensor)
 

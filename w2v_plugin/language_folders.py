@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,16 +107,12 @@ def save_language(
     (['deu', 'fra'], ['a', 'é', 'z'])
     """
     folder = Path(folder)
-    check_language(folder, model, vocabulary, language, replace=replace)
-    if not is_folder(folder):
-        with all_or_nothing(folder) as new:
-            _write_body(new, model.wav2vec2)
-            _write_language(new, model, vocabulary, language, {})
-        return
     with _alone(folder):  # a training of another language may end at the same time
         check_language(folder, model, vocabulary, language, replace=replace)
+        others = dict(read_json(folder / "vocab.json")) if is_folder(folder) else {}
         with all_or_nothing(folder) as new:
-            others = dict(read_json(folder / "vocab.json"))
+            if not is_folder(folder):
+                _write_body(new, model.wav2vec2)
             _write_language(new, model, vocabulary, language, others)
 
 
@@ -329,7 +326,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until nobody else adds to the folder."""
-    with (folder / "hyperparams.yaml").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+    """Wait until nobody else writes the folder, which need not be there yet."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    above = os.open(folder.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(above, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(above)

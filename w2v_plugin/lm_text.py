@@ -93,19 +93,27 @@ def read_lm_text(
     """
     found, sayable = LMText(), _Sayable(vocabulary)
     for path in map(Path, paths):
-        words = found.words
+        words, shared, lines = found.words, found.shared, 0
         for line in _lines(path, vocabulary):
+            lines += 1
             if line in without:
                 found.shared += 1
                 continue
             found.sentences.append([word if sayable[word] else UNK for word in line.split()])
             found.unknown.update(word for word in line.split() if not sayable[word])
             found.words += sum(word != UNK for word in found.sentences[-1])
-        if found.words == words and not found.shared:
+        if not lines:
+            raise ValueError(f"{path}: there is no text in it.")
+        if found.words == words and found.shared == shared:
             raise ValueError(
                 f"{path}: no word can be spelled with the letters of the model, "
                 f"{' '.join(vocabulary.letters)[:100]}. Give a text in its language."
             )
+    if not found.words:
+        raise ValueError(
+            f"All {found.shared} sentences are left out: --dev or --test say the same, so that "
+            "error rates would be worth nothing. Give other texts."
+        )
     return found
 
 

@@ -99,6 +99,7 @@ def write_manifest(
         An id is listed twice, a part is listed, or no utterance is usable.
     """
     path, listed = Path(path), list(utterances)
+    refuse_places([path])
     refuse_duplicates(listed)
     refuse_parts(listed)
     verdicts = check_all(
@@ -148,15 +149,30 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
 
 
 def refuse_duplicates(listed: Sequence[Utterance]) -> None:
-    """`BadManifest` naming both lines where an id is used twice."""
+    """`BadManifest` naming lines and files where ids are used twice."""
     first: dict[str, Utterance] = {}
+    twice = []
     for utterance in listed:
         other = first.setdefault(utterance.id, utterance)
         if other is not utterance:
-            raise BadManifest(
-                f"{utterance.source}: id {utterance.id!r} was already used at {other.source}. "
-                "Ids must be unique: remove one of the lines or rename the file."
-            )
+            files = ", ".join(dict.fromkeys([str(other.wav), str(utterance.wav)]))
+            line = f"{utterance.source}: id {utterance.id!r} was already used at {other.source}"
+            twice.append(f"{line} ({files}).")
+    if twice:
+        more = len(twice) - SHOWN_REASONS
+        shown = [*twice[:SHOWN_REASONS], *([f"... and {more} more."] if more > 0 else [])]
+        raise BadManifest("\n".join([*shown, "Ids must be unique: remove lines or rename files."]))
+
+
+def refuse_places(paths: Iterable[Path]) -> None:
+    """`BadManifest` where no manifest could be written: better told before hours of decoding."""
+    for path in paths:
+        if path.is_dir():
+            raise BadManifest(f"{path}: a folder. Name the manifest in it, as {path}/train.csv.")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            why = "nothing can be written there" if above.is_dir() else "that is a file"
+            raise BadManifest(f"{path}: it should go into {above}, but {why}. Name another place.")
 
 
 def refuse_parts(listed: Iterable[Utterance]) -> None:
@@ -214,7 +230,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], delimiter: str) 
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")  # names of files that are left out
 
 
 def write_files(files: Mapping[Path, bytes | None]) -> None:

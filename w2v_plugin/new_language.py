@@ -35,8 +35,8 @@ def new_language(arguments: argparse.Namespace) -> int:
     config = arguments.out / CONFIG
     if config.is_file() and not arguments.train:
         raise CannotStart(
-            f"{config} is there already. Train with it: {command(config)}. To prepare anew, remove "
-            "it or choose another --out."
+            f"{config} is there already. Train with it: {command(config)}. To prepare anew, choose "
+            f"another --out, or remove all of {arguments.out}."
         )
     if config.is_file():
         print(f"{config} is there: the data stay as they were prepared, training goes on with it.")
@@ -53,6 +53,13 @@ def refuse_options(arguments: argparse.Namespace) -> None:
     """ValueError for what could not be trained; nothing was looked at or written yet."""
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out}: a file. Name a folder, which need not exist.")
+    if trained := [name for name in ("save", "model") if (arguments.out / name).exists()]:
+        raise ValueError(
+            f"{arguments.out / trained[0]} is there, of a training with another {CONFIG}: what it "
+            "learned would be mixed up with this. Choose another --out, or remove it."
+        )
+    if odd := re.findall("[<>]", f"{arguments.out.resolve()}{arguments.pretrained}"):
+        raise ValueError(f"{odd[0]} in the name of a folder means something else in a YAML.")
     if (arguments.adapters is None) != (arguments.language is None):
         raise ValueError(
             "--adapters and --language go together: adapters are those of a language, such as deu; "
@@ -94,6 +101,7 @@ def train(arguments: argparse.Namespace, config: Path) -> None:
 
 def prepare(arguments: argparse.Namespace, parameters: int) -> None:
     """Write all that training needs into `arguments.out`."""
+    from w2v_plugin.frames import SHORTEST_S
     from w2v_plugin.listings import list_any
     from w2v_plugin.preparation import prepare as check_and_write
     from w2v_plugin.splits import split_by_speaker
@@ -115,14 +123,18 @@ def prepare(arguments: argparse.Namespace, parameters: int) -> None:
     for warning in split.warnings:
         print(f"   {warning}")
     raw = {out / "raw" / f"{name}.csv": some for name, some in parts.items() if some}
-    limits = {"max_s": arguments.max_s, "need_text": True, "cut_to": out / "cut"}
+    limits = {"max_s": arguments.max_s, "min_s": SHORTEST_S, "need_text": True}
     print("3. Audio and texts, checked:", flush=True)
-    summaries = check_and_write(raw, **limits)
+    summaries = check_and_write(raw, **limits, cut_to=out / "cut")
     for summary in summaries:
         told = [some for some in summary.warnings if "same audio" in some]  # voices: see texts
         print(textwrap.indent(f"{replace(summary, warnings=tuple(told))}", "   "))
     train, *also = raw
     report = prepare_texts(train, out / "data", also=also, **choices)
+    for name in PARTS:  # of a preparation that was stopped, and split in another way
+        if out / "raw" / f"{name}.csv" not in raw:
+            for folder in ("raw", "data"):
+                (out / folder / f"{name}.csv").unlink(missing_ok=True)
     print("4. Texts:\n" + textwrap.indent(str(report), "   "), flush=True)
     write_config(arguments, parameters, report.vocabulary, [path.stem for path in raw])
 

@@ -32,13 +32,14 @@ from w2v_plugin.manifests import (
     refuse_duplicates,
     refuse_nothing,
     refuse_parts,
+    refuse_places,
     summarize,
     table,
     write_files,
 )
 from w2v_plugin.splits import overlaps
 
-WRITES = """what it writes, once everything was checked (nothing before that)
+WRITES = """what it writes, once everything was checked (parts that are cut come before)
   train.csv          the manifest: ID,duration,wav,spk_id,wrd
   train.card.md      hours, speakers, characters, sample rates, what was left out and why
   train.card.png     the same as a picture
@@ -125,8 +126,22 @@ def command_line(description: str | None, examples: str) -> argparse.ArgumentPar
     add("--drop-flagged", nargs="+", default=(), choices=FLAGS, metavar="KIND", help=kinds)
     overlap = "a speaker in two of the manifests is an error instead of a warning"
     add("--refuse-overlap", action="store_true", help=overlap)
-    add("--workers", type=int, help="files decoded at a time (default: one per processor)")
+    add("--workers", type=natural, help="files decoded at a time (default: one per processor)")
     return options
+
+
+def natural(text: str) -> int:
+    """An option that counts something; ValueError unless it is 1 or more.
+
+    Example
+    -------
+    >>> natural("2")
+    2
+    """
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"{number}, expected 1 or more")
+    return number
 
 
 def run(
@@ -135,7 +150,7 @@ def run(
     list_parts: Callable[[], Mapping[Path, Sequence[Utterance]]],
     cut_to: Path | None = None,
 ) -> int:
-    """Prepare what `list_parts` lists and say so; 2 and one line on stderr if it cannot be done."""
+    """Prepare what `list_parts` lists and say so; 2 and why on stderr if it cannot be done."""
     try:
         summaries = prepare(
             list_parts(),
@@ -150,6 +165,9 @@ def run(
     except (BadManifest, OSError, re.error) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted, no manifest was written.", file=sys.stderr)
+        return 130
     for summary in summaries:
         print(summary)
     return 0
@@ -179,6 +197,7 @@ def _refuse_bad_lists(
     parts: Mapping[Path, Sequence[Utterance]], cut_to: Path | None, *, refuse_overlap: bool
 ) -> None:
     """What can be known before any audio is decoded."""
+    refuse_places(parts)
     shared = overlaps({path.name: listed for path, listed in parts.items()})
     if shared and refuse_overlap:
         raise BadManifest(f"{shared[0]} Nothing was written; move them to one side.")

@@ -54,7 +54,7 @@ def exhausted(
     Parameters
     ----------
     records : sequence of mapping
-        Validations: `step` and `valid_<score>`.
+        Validations: `step`, `valid_CER` and `valid_<score>`.
     best_by : str
         The score; less is better.
     patience : int
@@ -65,13 +65,13 @@ def exhausted(
 
     Example
     -------
-    >>> records = [{"step": i, "valid_WER": x} for i, x in enumerate((100, 60, 50, 51, 50), 1)]
-    >>> exhausted(records, "WER", 2), exhausted(records, "WER", 3)
+    >>> records = [{"step": i, "valid_CER": x} for i, x in enumerate((100, 60, 50, 51, 50), 1)]
+    >>> exhausted(records, "CER", 2), exhausted(records, "CER", 3)
     (True, False)
     """
-    scores = [r[f"valid_{best_by}"] for r in records if r["step"] > since]
-    heard = [i for i, score in enumerate(scores) if score < NOTHING]
-    scores = scores[heard[0] :] if heard else []
+    counted = [r for r in records if r["step"] > since]
+    heard = [i for i, r in enumerate(counted) if r["valid_CER"] < NOTHING]
+    scores = [r[f"valid_{best_by}"] for r in counted[heard[0] :]] if heard else []
     return len(scores) > 0 and len(scores) - 1 - scores.index(min(scores)) >= patience
 
 

@@ -83,7 +83,9 @@ def read_vocabulary(path: str | Path | None = None) -> CharVocabulary:
             "recipes/prepare/text.py writes, or null for the published English letters."
         )
     if path.suffix != ".model":
-        return CharVocabulary.from_vocab_json(path)
+        vocabulary = CharVocabulary.from_vocab_json(path)
+        vocabulary.fit(len(vocabulary), str(path))
+        return vocabulary
     pieces = read_pieces(path)
     return CharVocabulary(piece_list(pieces), pieces)
 

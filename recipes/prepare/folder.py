@@ -118,6 +118,14 @@ def parts(options: argparse.Namespace) -> Mapping[Path, Sequence[Utterance]]:
     return {path: side for path, side in zip(paths, split[:3], strict=True) if path}
 
 
+def refuse_outs(line: argparse.ArgumentParser, outs: Sequence[Path]) -> None:
+    """One would overwrite the other, or the lists and cards beside it."""
+    if odd := [path for path in outs if path.suffix != ".csv"]:
+        line.error(f"{odd[0]}: the name of a manifest ends in .csv")
+    if len({path.resolve() for path in outs}) < len(outs):
+        line.error(f"--out, --dev-out and --test-out: {outs[-1]} is named twice")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; 2 and one line on stderr where the corpus cannot be used."""
     line = parser()
@@ -131,6 +139,7 @@ def main(argv: list[str] | None = None) -> int:
             "--dev-out (and --test-out) go together with one (or two) sizes of --split-by-speaker "
             "or --holdout"
         )
+    refuse_outs(line, [options.out, *outs])
     return run("folder.py", options, lambda: parts(options), options.cut_to)
 
 
