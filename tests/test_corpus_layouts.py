@@ -102,6 +102,15 @@ def test_libri_light_labels(tmp_path: Path, capsys) -> None:
     assert "librispeech_finetuning of Libri-light" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("minutes", [0, -1, "nan"])
+def test_librispeech_minutes_are_more_than_none(minutes, tmp_path: Path, capsys) -> None:
+    chapter(tmp_path / "train-clean-5", "19", "7", 2)
+    where = ("--data", tmp_path, "--split", "train-clean-5", "--out", tmp_path / "m.csv")
+    assert run("librispeech", *where, "--minutes", minutes) == 2
+    assert f"--minutes {minutes}: expected more than 0" in capsys.readouterr().err
+    assert not (tmp_path / "m.csv").exists()
+
+
 # --- Common Voice ----------------------------------------------------------------------------
 
 CV = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender"
@@ -172,6 +181,28 @@ def test_common_voice_old_releases_and_bad_folders(tmp_path: Path, capsys) -> No
     assert "validated.tsv:1: no column client_id, path" in capsys.readouterr().err
 
 
+def test_common_voice_votes_that_are_no_numbers(common_voice: Path, tmp_path: Path) -> None:
+    """A digit need not be one that numbers are written with."""
+    table = common_voice / "train.tsv"
+    table.write_text(table.read_text().replace("\t2\t0\t", "\t²\t0\t"))
+    where = ("--data", common_voice, "--split", "train", "--out", tmp_path / "m.csv")
+    assert run("common_voice", *where) == 0
+    assert list(texts(tmp_path / "m.csv")) == ["common_voice_de_4"]
+    skipped = skipped_path(tmp_path / "m.csv").read_text()
+    assert f"{table}:2\t" in skipped and "votes are no numbers: '²' up, '0' down" in skipped
+
+
+def test_common_voice_in_another_encoding(common_voice: Path, tmp_path: Path, capsys) -> None:
+    """The message does not send anybody to an option that this script lacks."""
+    table = common_voice / "train.tsv"
+    table.write_text(table.read_text(), encoding="utf-16")
+    where = ("--data", common_voice, "--split", "train", "--out", tmp_path / "m.csv")
+    assert run("common_voice", *where) == 2
+    message = capsys.readouterr().err
+    assert "train.tsv:1: not utf-8 but UTF-16. Convert it to UTF-8 (iconv -f utf-16" in message
+    assert "--encoding utf-16 to a command that has this option" in message
+
+
 # --- FLEURS ----------------------------------------------------------------------------------
 
 
@@ -205,12 +236,17 @@ def test_fleurs(fleurs: Path, tmp_path: Path) -> None:
 
 def test_fleurs_that_is_still_packed_or_damaged(fleurs: Path, tmp_path: Path, capsys) -> None:
     table = fleurs / "train.tsv"
-    table.write_text(table.read_text() + "1655\t333.wav\tonly\t1\n1\t1.wav\ta\tb\tc\tFEMALE\t9\n")
+    table.write_text(
+        table.read_text()
+        + "1655\t333.wav\tonly\t1\n1\t1.wav\ta\tb\tc\tFEMALE\t9\n"
+        + "2\t2.wav\ta\tb\tc\t²\tFEMALE\n"
+    )
     where = ("--data", fleurs, "--split", "train", "--out", tmp_path / "m.csv")
     assert run("fleurs", *where) == 0
     skipped = skipped_path(tmp_path / "m.csv").read_text()
     assert f"{table}:3\t" in skipped and "4 values, but there are 7 columns" in skipped
     assert f"{table}:4\t" in skipped and "'FEMALE': are columns out of place?" in skipped
+    assert f"{table}:5\t" in skipped and "'²': are columns out of place?" in skipped
     (fleurs / "audio" / "train").rename(fleurs / "audio" / "gone")
     assert run("fleurs", *where) == 2
     assert "Unpack it first: tar xzf" in capsys.readouterr().err
@@ -247,6 +283,16 @@ def test_mls(mls: Path, tmp_path: Path) -> None:
     rows = read_manifest(tmp_path / "out" / "train.csv")
     assert len(rows) == 8 and (rows[3]["spk_id"], rows[3]["wrd"]) == ("12", "słowo 3")
     assert not flagged_path(tmp_path / "out" / "train.csv").exists()
+
+
+def test_mls_of_both_downloads_in_one_folder(mls: Path) -> None:
+    sound(mls / "train" / "audio" / "12" / "345" / "12_345_000090.flac")
+    sound(mls / "train" / "audio" / "12" / "345" / "12_345_000091.opus")
+    table = mls / "train" / "transcripts.txt"
+    table.write_text(table.read_text() + "12_345_000090\tnowe\n12_345_000091\tnowe\n")
+    *others, flac, opus = script("mls").list_split(mls, "train")
+    assert (flac.wav.suffix, opus.wav.suffix) == (".flac", ".opus")
+    assert all(each.wav.is_file() for each in (*others, flac, opus))
 
 
 @pytest.mark.parametrize(("size", "count"), [("10min", 1), ("1h", 6), ("9h", 1), ("10h", 7)])

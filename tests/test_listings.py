@@ -117,7 +117,7 @@ def test_audio_that_cannot_be_decoded_here_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("a yes\nb sch\xf6n\n".encode("latin-1"), r"said.txt:2: not utf-8 \(byte 0xf6.*schön"),
-        ("a yes\n".encode("utf-16"), "said.txt:1: not utf-8 but UTF-16. Give --encoding utf-16"),
+        ("a yes\n".encode("utf-16"), r"said.txt:1: not utf-8 but UTF-16\. Convert it to UTF-8 \("),
         ("a yes\nb no\n".encode("utf-16-le"), "said.txt:1: holds a NUL character"),
     ],
 )
@@ -137,6 +137,82 @@ def test_the_encoding_can_be_given(tmp_path: Path) -> None:
     with pytest.raises(BadManifest, match="--encoding klingon: Python knows no such encoding"):
         list_any(tmp_path, encoding="klingon")
     assert text.exists()
+
+
+def test_some_of_several_damaged_texts_are_named(tmp_path: Path) -> None:
+    for name in "abcdef":
+        sound(tmp_path / f"{name}.wav")
+        write(tmp_path / f"{name}.txt", "yes" if name == "a" else "sch\xf6n".encode("latin-1"))
+    expected = (
+        r"^5 of 6 texts cannot .*b\.txt:1: not utf-8 .* Others: c.txt, d.txt, e.txt and 1 more$"
+    )
+    with pytest.raises(BadManifest, match=expected):
+        list_any(tmp_path)
+    (tmp_path / "f.txt").unlink()
+    with pytest.raises(BadManifest, match=r"^4 of 5 .* Others: c.txt, d.txt, e.txt$"):
+        list_any(tmp_path)
+
+
+# --- speakers by folder ----------------------------------------------------------------------
+
+
+def speakers(listing: Listing) -> list[tuple[str, str]]:
+    """(id, speaker) of each."""
+    return [(each.id, each.speaker) for each in listing]
+
+
+def test_the_first_folder_names_the_speaker_and_not_the_session(tmp_path: Path) -> None:
+    """Everybody's sessions are called the same; they would be mixed."""
+    for name in ("ann", "bob", "cyd", "dan"):
+        for session in (1, 2):
+            sound(tmp_path / "sess" / name / f"session{session}" / "x.wav")
+    found = list_any(tmp_path / "sess")
+    assert speakers(found) == [
+        (f"{name}-session{session}-x", name)
+        for name in ("ann", "bob", "cyd", "dan")
+        for session in (1, 2)
+    ]
+    assert found.kind.endswith("; speakers by folder (ann, bob, cyd, ...)")
+
+
+def test_librispeech_chapters_are_no_speakers(tmp_path: Path) -> None:
+    for speaker, chapter in (("19", "198"), ("19", "227"), ("26", "495")):
+        sound(tmp_path / "audio" / speaker / chapter / f"{speaker}-{chapter}-0000.flac")
+    lines = write(tmp_path / "said.txt", "19-198-0000 yes\n19-227-0000 no\n")
+    for found in (list_any(tmp_path / "audio"), list_any(tmp_path / "audio", lines)):
+        assert [each.speaker for each in found] == ["19", "19", "26"]
+        assert "; speakers by folder (19, 26)" in found.kind
+
+
+@pytest.mark.parametrize("top", ["", "corpus/clips/"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_folders_that_all_paths_of_a_table_share_are_no_speakers(
+    top: str, absolute: bool, tmp_path: Path
+) -> None:
+    """Nor does a line that cannot be used change whom the others are taken for."""
+    names = [f"{top}{name}" for name in ("ann/1/a.wav", "ann/2/b.wav", "bob/1/c.wav", "d.wav")]
+    paths = [f"{sound(tmp_path / 'data' / name) if absolute else name}" for name in names]
+    for name in names:
+        sound(tmp_path / "data" / name)
+    rows = "".join(f"{path},yes\n" for path in [*paths, "/gone/e.wav", ""])
+    found = list_any(write(tmp_path / "data" / "t.csv", f"path,text\n{rows}"))
+    rest = "clips" if top else "data"
+    assert [each.speaker for each in found] == ["ann", "ann", "bob", rest, "", ""]
+    assert [each.id for each in found][:4] == ["a", "b", "c", "d"]
+    assert found.kind.endswith(f"text = text; speakers by folder (ann, bob, {rest})")
+
+
+def test_one_folder_for_all_is_one_speaker(tmp_path: Path) -> None:
+    """Of its name; and a column says more than a folder."""
+    for name in ("clips/a.wav", "clips/b.wav"):
+        sound(tmp_path / name)
+    for path in (tmp_path, tmp_path / "clips"):
+        found = list_any(path)
+        assert speakers(found) == [("a", "clips"), ("b", "clips")]
+        assert "speakers" not in found.kind
+    table = write(tmp_path / "t.csv", "path,speaker\nclips/a.wav,eva\nclips/b.wav,\n")
+    found = list_any(table)
+    assert speakers(found) == [("a", "eva"), ("b", "")] and "by folder" not in found.kind
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -196,9 +272,41 @@ def test_columns_that_do_not_exist_are_named(tmp_path: Path) -> None:
         list_any(table, columns={"audio": "clip"})
 
 
+def test_a_column_without_a_name_is_nothing(tmp_path: Path) -> None:
+    """pandas writes one, with the numbers of the rows."""
+    for name in "ab":
+        sound(tmp_path / f"{name}.wav")
+    found = list_any(write(tmp_path / "t.csv", ",path,text\n0,a.wav,yes\n1,b.wav,no\n"))
+    assert [(each.id, each.is_part, each.promised, each.problem) for each in found] == [
+        ("a", False, None, ""),
+        ("b", False, None, ""),
+    ]
+
+
 def test_our_own_manifests_are_tables(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.csv", [Utterance("x", sound(tmp_path / "a.wav"), "ann", "yes")])
     assert seen(list_any(tmp_path / "m.csv")) == [("x", "a.wav", "ann", "yes")]
+
+
+def test_what_an_earlier_run_wrote_is_not_read_again(tmp_path: Path) -> None:
+    """It would hide what was added since; named by the user, it is read."""
+    wav = sound(tmp_path / "a.wav")
+    bad = Utterance("bad", tmp_path / "gone.wav", "ann")
+    prepare({tmp_path / "train.csv": [Utterance("x", wav, "ann", "yes"), bad]})
+    assert skipped_path(tmp_path / "train.csv").exists()
+    write(flagged_path(tmp_path / "train.csv"), "source\tpath\tkind\twhat\n")
+    sound(tmp_path / "new.wav")
+    for encoding in ("utf-8", "utf-16"):  # ours are always UTF-8
+        found = list_any(tmp_path, encoding=encoding)
+        assert [each.id for each in found] == ["a", "new"]
+    assert found.kind.endswith("; not read, unless named: the manifest train.csv")
+    assert [each.id for each in list_any(tmp_path / "train.csv")] == ["x"]
+    write(tmp_path / "list.tsv", "path\ttext\na.wav\tyes\n")
+    assert [each.text for each in list_any(tmp_path)] == ["yes"]
+    only = tmp_path / "only"
+    write(only / "train.csv", (tmp_path / "train.csv").read_bytes())
+    with pytest.raises(BadManifest, match=r"no audio .* not read, .* manifest train.csv\.$"):
+        list_any(only)
 
 
 def test_several_tables_in_a_folder_are_not_guessed_at(tmp_path: Path) -> None:
@@ -206,6 +314,104 @@ def test_several_tables_in_a_folder_are_not_guessed_at(tmp_path: Path) -> None:
         write(tmp_path / name, "path\ttext\na.wav\tyes\n")
     with pytest.raises(BadManifest, match=r"several lists: dev.tsv, train.tsv. Name the one"):
         list_any(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ('path,text\nu0.wav,"hello\nu1.wav,there\nu2.wav,bye"\nu3.wav,"x"\n', [2, 3, 4]),
+        ('path,text,who\nu0.wav,"a,b\nu1.wav,there",bob\nu3.wav,"x",ann\n', [2, 3]),
+        ('text;path\n"hello;u0.wav\nthere;u1.wav\nbye";u2.wav\n"x";u3.wav\n', [2, 3, 4]),
+        ('path,text\nu0.wav,"hello\nu1.wav,there\nu2.wav,bye",more\nu3.wav,x\n', [2, 3, 4]),
+    ],
+)
+def test_rows_between_stray_quotes_are_counted(
+    content: str, lines: list[int], tmp_path: Path
+) -> None:
+    """A CSV reader sees a text of several lines; each of them is named."""
+    for number in range(4):
+        sound(tmp_path / f"u{number}.wav")
+    table = write(tmp_path / "t.csv", content)
+    *bad, good = list_any(table)
+    assert [each.source for each in bad] == [f"{table}:{line}" for line in lines]
+    where = f"lines {lines[0]} to {lines[-1]} are between two quotes, but "
+    assert all(each.problem.startswith(where) for each in bad)
+    assert (good.wav.name, good.text, good.problem) == ("u3.wav", "x", "")
+
+
+def test_texts_of_several_lines_are_read(tmp_path: Path) -> None:
+    sound(tmp_path / "a.wav")
+    said = 'Dear Sir,\nyes, no: "so"\n1,5\n\nthe end'
+    for header, row in (("path,text", "a.wav,{}"), ("text,path", "{},a.wav")):
+        quoted = '"' + said.replace('"', '""') + '"'
+        table = write(tmp_path / "t.csv", f"{header}\n{row.format(quoted)}\n")
+        (utterance,) = list_any(table)
+        assert (utterance.text, utterance.problem) == (said, "")
+
+
+def test_a_stray_quote_in_the_header_is_refused(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", 'path,"text\na.wav,yes\nb.wav,"\nc.wav,no\n')
+    with pytest.raises(BadManifest, match=r"t.csv:1: a header of several lines. Is a quote miss"):
+        list_any(table, columns={"text": ""})
+
+
+@pytest.mark.parametrize("separator", ["\t", "|"])
+def test_one_odd_line_does_not_change_how_the_others_are_read(
+    separator: str, tmp_path: Path
+) -> None:
+    names = [f"take {number}" for number in range(4)]
+    for name in names:
+        sound(tmp_path / "audio" / f"{name}.wav")
+    good = [f"{name}{separator}said, no {name}" for name in names[:3]]
+    for place in (0, 3):
+        lines = [*good[:place], "take 3 Hello there", *good[place:]]
+        path = write(tmp_path / "said.txt", "\n".join(lines))
+        listing = list_any(tmp_path / "audio", path)
+        texts = {each.id: each.text for each in listing if not each.problem}
+        assert texts == {**{name: f"said, no {name}" for name in names[:3]}, "take 3": ""}
+        (odd,) = [each for each in listing if each.problem]
+        assert odd.source == f"{path}:{place + 1}"
+        assert odd.problem == f"no {separator!r} between name and text, which most lines have"
+
+
+def test_one_line_with_a_separator_in_its_text_is_like_the_others(tmp_path: Path) -> None:
+    for name in "abc":
+        sound(tmp_path / "audio" / f"{name}.wav")
+    lines = write(tmp_path / "said.txt", "a yes | no\nb so\nc go\n")
+    assert [each.text for each in list_any(tmp_path / "audio", lines)] == ["yes | no", "so", "go"]
+
+
+def test_a_cell_that_is_no_file_name_stops_nothing(tmp_path: Path) -> None:
+    """A text in the wrong column is longer than any name may be."""
+    sound(tmp_path / "a.wav")
+    table = write(tmp_path / "t.tsv", f"path\ttext\na.wav\tyes\n{'no ' * 1500}\tb.wav\n")
+    good, bad = list_any(table)
+    assert (good.text, good.problem, bad.source) == ("yes", "", f"{table}:3")
+    assert bad.problem.startswith("no such file: ") and len(bad.problem) < 250
+    (summary,) = prepare({tmp_path / "m.csv": [good, bad]})
+    assert summary.skipped == 1
+    long = write(tmp_path / "said.txt", f"a yes\n{'n' * 5000} no\n")
+    assert [bool(each.problem) for each in list_any(tmp_path, long)] == [False, True]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "utf_8", "U8"])
+def test_no_spelling_of_utf_8_keeps_the_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    sound(tmp_path / "a.wav")
+    table = write(tmp_path / "t.csv", "\ufeffpath,text\na.wav,yes\n")
+    assert list_any(table, encoding=encoding)[0].text == "yes"
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", ","])
+def test_blank_lines_before_a_header_are_nothing(delimiter: str, tmp_path: Path) -> None:
+    """The delimiter is that of the header; lines are counted from the top of the file."""
+    sound(tmp_path / "a.wav")
+    content = "\n \npath;text\na.wav;yes\n".replace(";", delimiter)
+    table = write(tmp_path / "t.csv", content)
+    (utterance,) = list_any(table)
+    assert (utterance.text, utterance.problem) == ("yes", "")
+    assert utterance.source == f"{table}:4"
+    with pytest.raises(BadManifest, match=r"t.csv:3: two columns have the same name"):
+        list_any(write(table, content.replace("text", "path")))
 
 
 # --- JSON lines, NeMo, lhotse ----------------------------------------------------------------
@@ -234,6 +440,30 @@ def test_nemo_manifests_with_offsets(tmp_path: Path) -> None:
     assert broken.problem.startswith("not JSON") and broken.source.endswith("train.json:4")
 
 
+def test_a_json_text_that_is_none_is_a_problem(tmp_path: Path) -> None:
+    """Not a transcript with brackets in it; a number is one."""
+    sound(tmp_path / "a.wav")
+    texts = (["a", "b"], {"text": "a"}, 7, None, "yes")
+    rows = [{"id": f"{n}", "audio": "a.wav", "text": text} for n, text in enumerate(texts)]
+    listing = list_any(jsonl(tmp_path / "t.jsonl", rows))
+    assert [each.text for each in listing][2:] == ["7", "", "yes"]
+    assert [each.problem for each in listing] == [
+        *("column 'text' is a list, expected text", "column 'text' is an object, expected text"),
+        *("", "", ""),
+    ]
+
+
+def test_json_that_is_nested_too_deeply_is_not_json(tmp_path: Path) -> None:
+    sound(tmp_path / "a.wav")
+    deep = '{"text": ' + 100_000 * "["
+    good, bad = list_any(write(tmp_path / "t.jsonl", f'{{"audio": "a.wav"}}\n{deep}\n'))
+    assert not good.problem and bad.problem.startswith("not JSON (")
+    assert bad.source.endswith("t.jsonl:2")
+    for content in (100_000 * "[", '[{"audio": "a.wav"},\n {"audio": ]'):
+        with pytest.raises(BadManifest, match=r"t.jsonl:[12]: not JSON \("):
+            list_any(write(tmp_path / "t.jsonl", content))
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_lhotse_recordings_and_supervisions(suffix: str, tmp_path: Path) -> None:
     """A supervision is a part of its recording, or all of it."""
@@ -245,14 +475,16 @@ def test_lhotse_recordings_and_supervisions(suffix: str, tmp_path: Path) -> None
         {**supervision, "text": "all", "speaker": "ann"},
         {**supervision, "id": "s2", "start": 0.5, "duration": 1.0, "text": "some"},
         {**supervision, "id": "s3", "recording_id": "r9"},
+        {**supervision, "id": "s4", "text": ["all"]},
     ]
     jsonl(tmp_path / f"my_recordings_train{suffix}", [recording | {"num_samples": 32000}])
     path = jsonl(tmp_path / f"my_supervisions_train{suffix}", rows)
     for asked in (path, tmp_path):
-        first, second, third = list_any(asked)
+        first, second, third, fourth = list_any(asked)
         assert (first.id, first.speaker, first.text, first.is_part) == ("s1", "ann", "all", False)
         assert (second.start, second.end, second.speaker) == (0.5, 1.5, "")
         assert third.problem == "its recording 'r9' is not listed"
+        assert fourth.problem == "its text is a list or an object, expected text"
     assert "lhotse supervisions" in list_any(tmp_path).kind
 
 
@@ -332,6 +564,17 @@ def test_kaldi_lists_that_do_not_agree(kaldi: Path, tmp_path: Path) -> None:
     assert "0 <= start < end" in reasons["text:3"]
     assert reasons["text:4"] == "dog-1 is in no wav.scp or segments beside it"
     assert [row["ID"] for row in read_manifest(tmp_path / "m.csv")] == ["cat-1"]
+
+
+def test_kaldi_segments_that_are_not_whole(kaldi: Path) -> None:
+    """The utterances say so, with the line; the others are read."""
+    write(kaldi / "segments", "ann-1\nbob-1 r2 0.25\nbob-2 r2 2.0 2.5\n")
+    found = {each.id: each.problem for each in list_any(kaldi)}
+    for line, name in enumerate(("ann-1", "bob-1"), start=1):
+        assert (
+            found[name] == f"{kaldi}/segments:{line}: expected utterance, recording, start and end"
+        )
+    assert found["bob-2"] == ""
 
 
 def test_ids_never_lead_out_of_the_folder(kaldi: Path, tmp_path: Path) -> None:

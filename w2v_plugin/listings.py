@@ -7,14 +7,17 @@ what `toolkit_lists` reads. It says what it took the path for, so that a wrong g
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from w2v_plugin.checks import Utterance
 from w2v_plugin.errors import BadManifest
+from w2v_plugin.manifests import COLUMNS
 from w2v_plugin.table_lists import (
     AUDIO,
+    SHOWN,
     Columns,
     audio_files,
     choose_columns,
@@ -23,11 +26,13 @@ from w2v_plugin.table_lists import (
     list_lines,
     list_rows,
     unique_names,
+    with_speakers,
 )
 from w2v_plugin.tables import Row, header_of, known_columns, read_json_rows, read_table, read_text
 from w2v_plugin.toolkit_lists import is_kaldi, lhotse_kind, list_kaldi, list_lhotse
 
 NO_AUDIO = "a text, but no recording of this name"
+OURS = (".skipped.tsv", ".flagged.tsv")
 TABLES = {".tsv", ".csv", ".tab", ".jsonl"}
 
 
@@ -68,6 +73,7 @@ def list_any(
     Returns
     -------
     Listing
+        Where nothing says who speaks, folders do: see `with_speakers`.
 
     Raises
     ------
@@ -108,7 +114,7 @@ def list_folder(root: Path, encoding: str = "utf-8", texts: Path | None = None) 
     files = audio_files(root)
     names = unique_names([path.relative_to(root) for path in files])
     notes = {path.with_suffix(""): path for path in _notes(texts or root)}
-    damaged: list[str] = []
+    damaged: list[tuple[Path, BadManifest]] = []
     listed, heard = [], set()
     for wav, name in zip(files, names, strict=True):
         stem = ((texts or root) / wav.relative_to(root)).with_suffix("")
@@ -119,17 +125,21 @@ def list_folder(root: Path, encoding: str = "utf-8", texts: Path | None = None) 
             try:
                 text = read_text(note, encoding)
             except BadManifest as error:
-                damaged.append(str(error))
-        listed.append(
-            Utterance(name, wav, wav.parent.name, text, source, problem=format_problem(wav))
-        )
+                damaged.append((note, error))
+        listed.append(Utterance(name, wav, "", text, source, problem=format_problem(wav)))
     if damaged:
-        raise BadManifest(f"{len(damaged)} of {len(files)} texts cannot be read. {damaged[0]}")
+        raise BadManifest(_damaged_texts(damaged, len(heard)))
     lost = [note for stem, note in sorted(notes.items()) if stem not in heard and heard]
-    return listed + [
-        Utterance(f"{note}", note, note.parent.name, "", f"{note}:1", problem=NO_AUDIO)
-        for note in lost
-    ]
+    listed += [Utterance(f"{note}", note, "", "", f"{note}:1", problem=NO_AUDIO) for note in lost]
+    return with_speakers(listed)
+
+
+def _damaged_texts(damaged: Sequence[tuple[Path, BadManifest]], count: int) -> str:
+    """What is wrong with the first, and the names of some others."""
+    others = [note.name for note, _ in damaged[1 : 1 + SHOWN]]
+    more = f" Others: {', '.join(others)}" if others else ""
+    more += f" and {left} more" if (left := len(damaged) - 1 - len(others)) else ""
+    return f"{len(damaged)} of {count} texts cannot be read. {damaged[0][1]}{more}"
 
 
 def _notes(root: Path) -> list[Path]:
@@ -151,10 +161,11 @@ def _list_directory(folder: Path, root: Path | None, columns: Columns, encoding:
         )
     if tables:
         return _list_file(tables[0], root, columns, encoding)
-    listed = list_folder(folder, encoding)
+    listed, not_read = list_folder(folder, encoding), _not_read(folder)
     if not listed:
-        raise BadManifest(f"{folder}: no audio in it ({', '.join(sorted(AUDIO))}), and no list.")
-    return Listing(listed, _folder_kind(folder, listed))
+        kinds = ", ".join(sorted(AUDIO))
+        raise BadManifest(f"{folder}: no audio in it ({kinds}), and no list{not_read}.")
+    return Listing(listed, f"{_folder_kind(folder, listed)}{_voices(listed)}{not_read}")
 
 
 def _list_file(path: Path, root: Path | None, columns: Columns, encoding: str) -> Listing:
@@ -170,14 +181,17 @@ def _list_file(path: Path, root: Path | None, columns: Columns, encoding: str) -
         chosen = choose_columns(path, header, columns)
         return _list_table(path, read_table(path, encoding), roots, chosen, "a table")
     folder = root or path.parent
-    return Listing(list_lines(path, folder, encoding), f"{path}: lines of 'name text'")
+    listed = list_lines(path, folder, encoding)
+    return Listing(listed, f"{path}: lines of 'name text'{_voices(listed)}")
 
 
 def _list_table(
     path: Path, rows: list[Row], roots: list[Path], columns: dict[str, str], kind: str
 ) -> Listing:
     said = ", ".join(f"{role} = {name}" for role, name in columns.items())
-    return Listing(list_rows(rows, roots, columns, path), f"{path}: {kind} with {said}")
+    listed = list_rows(rows, roots, columns, path)
+    voices = "" if "speaker" in columns else _voices(listed)
+    return Listing(listed, f"{path}: {kind} with {said}{voices}")
 
 
 def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) -> Listing:
@@ -188,10 +202,12 @@ def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) 
     if text.is_dir():
         listed = list_folder(folder, encoding, texts=text)
         files = sum(not each.problem for each in listed)
-        return Listing(listed, f"{folder}: {files} audio files with the texts of {text}")
+        kind = f"{folder}: {files} audio files with the texts of {text}"
+        return Listing(listed, f"{kind}{_voices(listed)}")
     if _is_json(text) or "audio" in known_columns(header_of(text, encoding)) or columns:
         return _list_file(text, folder, columns, encoding)
-    return Listing(list_lines(text, folder, encoding), f"{folder}: audio with the lines of {text}")
+    listed = list_lines(text, folder, encoding)
+    return Listing(listed, f"{folder}: audio with the lines of {text}{_voices(listed)}")
 
 
 def _is_json(path: Path) -> bool:
@@ -199,9 +215,14 @@ def _is_json(path: Path) -> bool:
 
 
 def _is_table(path: Path, encoding: str) -> bool:
-    """Whether a file in a folder is a list of audio; recordings of cuts are read with them."""
+    """Whether a file in a folder is a list of audio; recordings of cuts are read with them.
+
+    What an earlier run wrote there is none: it would hide what has been added since.
+    """
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if not path.is_file() or suffix not in TABLES or path.name.startswith("."):
+        return False
+    if path.name.endswith(OURS) or _is_manifest(path):
         return False
     if suffix == ".jsonl":
         rows = read_json_rows(path, encoding)
@@ -211,6 +232,27 @@ def _is_table(path: Path, encoding: str) -> bool:
             return False
         return bool(kind) or any("audio" in known_columns(row.cells) for row in rows[:1])
     return path.name == "metadata.csv" or "audio" in known_columns(header_of(path, encoding))
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether it is one of ours, which are UTF-8 whatever the user's files are."""
+    if path.suffix != ".csv" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = file.readline(100).removeprefix(codecs.BOM_UTF8)  # which Excel adds
+    return first.strip() == ",".join(COLUMNS).encode()
+
+
+def _not_read(folder: Path) -> str:
+    names = [path.name for path in sorted(folder.iterdir()) if _is_manifest(path)]
+    return f"; not read, unless named: the manifest {' and '.join(names)}" if names else ""
+
+
+def _voices(listed: Iterable[Utterance]) -> str:
+    """Who was taken for a speaker, where folders said so: a wrong guess shall be seen."""
+    names = list(dict.fromkeys(each.speaker for each in listed if each.speaker))
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"; speakers by folder ({', '.join(names[:SHOWN])}{more})" if len(names) > 1 else ""
 
 
 def _folder_kind(folder: Path, listed: Sequence[Any]) -> str:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from w2v_plugin.checks import Utterance
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.tables import Row, known_columns, read_lines
-from w2v_plugin.toolkit_lists import find_file, part_of
+from w2v_plugin.toolkit_lists import find_file, missing, part_of
 
 AUDIO = {
     *(".flac", ".wav", ".wave", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"),
@@ -52,43 +54,74 @@ def list_rows(
         )
     paths = [Path(str(row.cells.get(columns["audio"]) or "").strip()) for row in rows]
     names = unique_names(paths)
-    return [
+    listed = [
         _row_utterance(row, path, name, roots, columns)
         for row, path, name in zip(rows, paths, names, strict=True)
     ]
+    return listed if "speaker" in columns else with_speakers(listed)
 
 
 def list_lines(path: Path, root: Path, encoding: str = "utf-8") -> list[Utterance]:
     """Recordings under `root` with the texts of a file of "name text" lines.
 
     Between name and text stand tabs, | (LJSpeech: name|text|normalized text; the last is taken) or
-    a space. A name is a path under `root`, or a file name with or without its suffix.
+    a space: what most lines have. A name is a path under `root`, or a file name with or without its
+    suffix.
     """
     files = audio_files(root)
     known = _by_name(files, root)
-    split = _splitter([line for _, line in read_lines(path, encoding)])
+    lines = read_lines(path, encoding)
+    separator = _separator([line for _, line in lines])
     listed, heard = [], set()
-    for source, line in read_lines(path, encoding):
-        name, text = split(line)
+    for source, line in lines:
+        if separator and separator not in line:
+            problem = f"no {separator!r} between name and text, which most lines have"
+            listed.append(Utterance(source, root, "", "", source, problem=problem))
+            continue
+        name, text = _name_and_text(line, separator)
         found = known.get(name, [])
         problem = "" if len(found) == 1 else _not_one(name, found, root)
         wav = found[0] if len(found) == 1 else root / name
         heard.add(wav)
         identity = Path(name).with_suffix("") if Path(name).suffix.lower() in AUDIO else name
-        speaker = wav.parent.name
-        listed.append(Utterance(str(identity), wav, speaker, text, source, problem=problem))
+        listed.append(Utterance(str(identity), wav, "", text, source, problem=problem))
     if not heard & set(files):
-        first = listed[0].id if listed else ""
+        first = next((each.id for each in listed if each.id != each.source), "")
         raise BadManifest(
             f"{path}:1: no line begins with the name of a recording in {root} ({len(files)} there; "
             f"the first line begins with {first[:40]!r}). Expected lines of 'name text', or a "
             "table with a header (path, text, speaker; other names: --audio-column)."
         )
     names = unique_names([wav.relative_to(root) for wav in files])
-    return listed + [
-        Utterance(name, wav, wav.parent.name, "", str(wav), problem=format_problem(wav))
+    silent = [
+        Utterance(name, wav, "", "", str(wav), problem=format_problem(wav))
         for name, wav in zip(names, files, strict=True)
         if wav not in heard
+    ]
+    return with_speakers([*listed, *silent])
+
+
+def with_speakers(listed: Sequence[Utterance]) -> list[Utterance]:
+    """Speakers by folders: the first one of each path that not all paths have in common.
+
+    Files above those folders are of one speaker, who is called like the folder that they are in.
+    What cannot be used has no speaker.
+
+    Example
+    -------
+    >>> wavs = map(Path, ("clips/ann/1/a.wav", "clips/ann/2/b.wav", "clips/bob/1/c.wav"))
+    >>> [each.speaker for each in with_speakers([Utterance(wav.stem, wav, "") for wav in wavs])]
+    ['ann', 'ann', 'bob']
+    """
+    folders = [each.wav.parent.parts for each in listed if not each.problem]
+    ends = zip(min(folders, default=()), max(folders, default=()), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: names[0] == names[1], ends))
+    return [
+        replace(
+            each,
+            speaker="" if each.problem else Path(*each.wav.parent.parts[: shared + 1]).name,
+        )
+        for each in listed
     ]
 
 
@@ -152,13 +185,14 @@ def _row_utterance(
     row: Row, path: Path, name: str, roots: Sequence[Path], columns: Columns
 ) -> Utterance:
     def cell(role: str) -> str:
-        value = row.cells.get(columns.get(role, ""))
+        value = row.cells.get(columns[role]) if role in columns else None
         return "" if value is None else str(value)
 
-    problem, times = row.problem, {}
+    problem, times = row.problem or _no_text(row, columns), {}
     if not problem and not cell("audio").strip():
         problem = f"column {columns['audio']!r} is empty"
     wav = find_file(str(path), roots)
+    problem = problem or missing(wav)
     try:
         times = {} if problem else _times(cell)
     except ValueError as error:
@@ -168,12 +202,21 @@ def _row_utterance(
     return Utterance(
         id=cell("id").strip() or (f"{row.source}" if problem else name),
         wav=wav,
-        speaker=cell("speaker").strip() if "speaker" in columns else wav.parent.name,
+        speaker=cell("speaker").strip(),
         text=cell("text"),
         source=row.source,
         problem=problem or format_problem(wav),
         **times,  # type: ignore[arg-type]
     )
+
+
+def _no_text(row: Row, columns: Columns) -> str:
+    """Which of the columns holds a list or an object; JSON lines may."""
+    for name in columns.values():
+        if isinstance(value := row.cells.get(name), (list, dict)):
+            kind = "a list" if isinstance(value, list) else "an object"
+            return f"column {name!r} is {kind}, expected text"
+    return ""
 
 
 def _times(cell: Callable[[str], str]) -> dict[str, float | None]:
@@ -208,20 +251,17 @@ def _not_one(name: str, found: list[Path], root: Path) -> str:
     return f"{name!r} is the name of {len(found)} recordings: {places}"
 
 
-def _splitter(lines: Sequence[str]) -> Callable[[str], tuple[str, str]]:
-    """(name, text) of a line, by the separator that every line has."""
-    for separator in ("\t", "|"):
-        if lines and all(separator in line for line in lines):
-            return lambda line: _name_and_last(line.split(separator))
+def _separator(lines: Sequence[str]) -> str:
+    """Tab or | where most lines have one; "" for spaces."""
+    separators = ("\t", "|")
+    return next((s for s in separators if 2 * sum(s in line for line in lines) > len(lines)), "")
 
-    def by_space(line: str) -> tuple[str, str]:
+
+def _name_and_text(line: str, separator: str) -> tuple[str, str]:
+    """LJSpeech's third column has numbers spelled out; it is empty in some lines."""
+    if not separator:
         name, *rest = line.split(maxsplit=1)
         return name, rest[0] if rest else ""
-
-    return by_space
-
-
-def _name_and_last(cells: list[str]) -> tuple[str, str]:
-    """LJSpeech's third column has numbers spelled out; it is empty in some lines."""
-    texts = [cell for cell in cells[1:] if cell.strip()]
-    return cells[0].strip(), texts[-1] if texts else ""
+    name, *cells = line.split(separator)
+    texts = [cell for cell in cells if cell.strip()]
+    return name.strip(), texts[-1] if texts else ""

@@ -7,10 +7,12 @@ sentences hold U+2028 and other characters at which it would break a row in two.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,14 +63,17 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         except (OSError, EOFError, zlib.error) as error:
             raise BadManifest(f"{path}: damaged ({error}). Copy or download it again.") from error
     try:
-        text = data.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+        utf8 = codecs.lookup(encoding).name == "utf-8"  # it has many spellings
+        text = data.decode("utf-8-sig" if utf8 else encoding)
     except UnicodeDecodeError as error:
         raise BadManifest(f"{path}:{_undecodable(data, error, encoding)}") from error
     except LookupError as error:
         raise BadManifest(f"--encoding {encoding}: Python knows no such encoding.") from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise BadManifest(f"{path}:{line}: holds a NUL character; not text, or --encoding utf-16.")
+        raise BadManifest(
+            f"{path}:{line}: holds a NUL character; no text, or UTF-16. {_remedy('utf-16')}"
+        )
     text = text.replace("\r\n", "\n")
     return text if "\n" in text else text.replace("\r", "\n")
 
@@ -88,8 +93,9 @@ def read_table(
 ) -> list[Row]:
     """Rows of a delimited file; those with too few or too many values have a `problem`.
 
-    Tab- and pipe-separated tables are read without quoting, as corpora write them; a cell that was
-    quoted nevertheless loses its quotes.
+    So has every line between two stray quotes, of which a CSV reader makes one long cell. Tab- and
+    pipe-separated tables are read without quoting, as corpora write them; a cell that was quoted
+    nevertheless loses its quotes.
 
     Parameters
     ----------
@@ -117,10 +123,10 @@ def read_table(
     if header is None:
         if not numbered:
             raise BadManifest(f"{path}: empty. Expected a header and a line for each recording.")
-        header = [name.strip() for name in numbered.pop(0)[1]]
-        if len(set(header)) < len(header):
-            raise BadManifest(f"{path}:1: two columns have the same name: {', '.join(header)}.")
-    return [_row(f"{path}:{number}", header, cells) for number, cells in numbered]
+        number, names = numbered.pop(0)
+        header = [name.strip() for name in names]
+        _check_header(f"{path}:{number}", header)
+    return [row for number, cells in numbered for row in _rows(path, number, header, cells)]
 
 
 def read_json_rows(path: Path, encoding: str = "utf-8") -> list[Row]:
@@ -129,14 +135,15 @@ def read_json_rows(path: Path, encoding: str = "utf-8") -> list[Row]:
     if text.lstrip().startswith("["):
         try:
             return [_object(f"{path}: item {n}", item) for n, item in enumerate(json.loads(text))]
-        except ValueError as error:
-            raise BadManifest(f"{path}: not JSON ({error}).") from error
+        except (ValueError, RecursionError) as error:
+            line = getattr(error, "lineno", 1)
+            raise BadManifest(f"{path}:{line}: not JSON ({error}).") from error
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(_object(f"{path}:{number}", json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 rows.append(Row(f"{path}:{number}", {}, f"not JSON ({error})"))
     return rows
 
@@ -158,9 +165,8 @@ def known_columns(names: Iterable[str]) -> dict[str, str]:
 
 
 def header_of(path: Path, encoding: str = "utf-8") -> list[str]:
-    """Cells of the first line."""
-    text = read_text(path, encoding)
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    """Cells of the first line that is not blank."""
+    first = _first_line(read_text(path, encoding))
     return [cell.strip().strip('"') for cell in first.split(guess_delimiter(path, first))]
 
 
@@ -168,7 +174,7 @@ def guess_delimiter(path: Path, text: str) -> str:
     """Tab for .tsv; otherwise what the first line holds most of."""
     if path.suffix.lower() in (".tsv", ".tab"):
         return "\t"
-    first = text.partition("\n")[0]
+    first = _first_line(text)
     return max(DELIMITERS, key=lambda delimiter: (first.count(delimiter), delimiter == ","))
 
 
@@ -206,11 +212,48 @@ def _split(text: str, path: Path, delimiter: str) -> list[tuple[int, list[str]]]
     return found
 
 
-def _row(source: str, header: Sequence[str], cells: Sequence[str]) -> Row:
+def _first_line(text: str) -> str:
+    return next((line for line in io.StringIO(text) if line.strip()), "").rstrip("\n")
+
+
+def _check_header(source: str, header: Sequence[str]) -> None:
+    if len(set(header)) < len(header):
+        raise BadManifest(f"{source}: two columns have the same name: {', '.join(header)}.")
+    if any("\n" in name for name in header):
+        raise BadManifest(
+            f"{source}: a header of several lines. Is a quote missing? Write it on one line."
+        )
+
+
+def _rows(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> list[Row]:
+    """The row that begins on a line; one for each line where stray quotes made one of several."""
+    if swallowed := _swallowed(cells):
+        last = number + "".join(cells).count("\n")
+        problem = (
+            f"lines {number} to {last} are between two quotes, but {swallowed[:40]!r} looks like a "
+            "row of its own. Is a quote missing, or not doubled inside of a text?"
+        )
+        return [Row(f"{path}:{line}", {}, problem) for line in range(number, last + 1)]
     if len(cells) == len(header):
-        return Row(source, dict(zip(header, cells, strict=True)))
+        return [Row(f"{path}:{number}", dict(zip(header, cells, strict=True)))]
     columns = f"{len(header)} columns ({', '.join(header)})"
-    return Row(source, {}, f"{len(cells)} values, but there are {columns}")
+    return [Row(f"{path}:{number}", {}, f"{len(cells)} values, but there are {columns}")]
+
+
+def _swallowed(cells: Sequence[str]) -> str:
+    """A line of a cell of several lines that names a file as the rest of the row does, or ""."""
+    long = [cell for cell in cells if "\n" in cell]
+    kinds = {_suffix(line) for cell in cells for line in cell.split("\n") if long} - {""}
+    for line in (line for cell in long for line in cell.split("\n")):
+        pieces = re.split("[;,]", line)
+        if len(pieces) > 1 and any(_suffix(piece) in kinds for piece in pieces):
+            return line
+    return ""
+
+
+def _suffix(text: str) -> str:
+    found = re.search(r"\.[a-z]\w{1,4}$", text.strip().lower())
+    return found[0] if found else ""
 
 
 def _object(source: str, item: Any) -> Row:
@@ -223,9 +266,17 @@ def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str) -> str:
     """Line, byte, and what was perhaps meant."""
     line = data[: error.start].count(b"\n") + 1
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return f"{line}: not {encoding} but UTF-16. Give --encoding utf-16, or convert it."
+        return f"{line}: not {encoding} but UTF-16. {_remedy('utf-16')}"
     around = data[max(error.start - 10, 0) : error.start + 10].decode("cp1252", "replace")
     return (
         f"{line}: not {encoding} (byte 0x{data[error.start]:02x}; as cp1252 it reads "
-        f"{around!r}). Give --encoding cp1252 if that is right, or convert it with iconv."
+        f"{around!r}). If that is right: {_remedy('cp1252')}"
+    )
+
+
+def _remedy(encoding: str) -> str:
+    """Some commands have the option, some do not."""
+    return (
+        f"Convert it to UTF-8 (iconv -f {encoding} -t utf-8), or give --encoding {encoding} to a "
+        "command that has this option."
     )

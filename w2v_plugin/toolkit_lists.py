@@ -10,7 +10,9 @@ both. Nothing that such a list calls for is executed: commands in `wav.scp` are 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from w2v_plugin.checks import Utterance
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.tables import Row, read_json_rows, read_lines
 
+LONGEST = 200  # characters of a file's name in a message
 Lines = dict[str, tuple[str, str]]  # first word of a line -> ("file:line", the rest)
 
 
@@ -55,10 +58,11 @@ def list_kaldi(
     if not segments:
         segments = {name: (source, name) for name, (source, _) in recordings.items()}
     listed = []
-    for name, (source, rest) in segments.items():
-        where, text = texts.get(name, (source, ""))
+    for name, segment in segments.items():
+        where, text = texts.get(name, (segment[0], ""))
         _, speaker = speakers.get(name, ("", ""))
-        listed.append(_kaldi_utterance(name, where, rest, recordings, speaker=speaker, text=text))
+        utterance = Utterance(name, Path(), speaker, text, where)
+        listed.append(_kaldi_part(utterance, segment, recordings))
     for name, (source, text) in texts.items():
         if name not in segments:
             problem = f"{name} is in no wav.scp or segments beside it"
@@ -122,7 +126,15 @@ def part_of(start: float, end: float | None) -> dict[str, float | None]:
 def find_file(name: str, roots: Iterable[Path]) -> Path:
     """The first file of that name, or where the first root would have it."""
     candidates = [root / name for root in roots]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+    return next((path for path in candidates if os.path.isfile(path)), candidates[0])
+
+
+def missing(wav: Path) -> str:
+    """A problem where there is no such file; the name may be a text in the wrong column."""
+    if os.path.isfile(wav):  # Path.is_file raises where the name is too long for a file
+        return ""
+    name = str(wav)
+    return f"no such file: {name if len(name) <= LONGEST else f'{name[:LONGEST]}...'}"
 
 
 def _keyed(path: Path, encoding: str) -> Lines:
@@ -154,29 +166,26 @@ def _roots(folder: Path, audio_root: Path | None) -> list[Path]:
     return [audio_root] if audio_root else [folder, Path()]
 
 
-def _kaldi_utterance(
-    name: str,
-    source: str,
-    rest: str,
-    recordings: Mapping[str, tuple[str, Path]],
-    *,
-    speaker: str,
-    text: str,
+def _kaldi_part(
+    utterance: Utterance, segment: tuple[str, str], recordings: Mapping[str, tuple[str, Path]]
 ) -> Utterance:
-    recording, *times = rest.split()
-    _, wav = recordings.get(recording, ("", Path(recording)))
-    utterance = Utterance(name, wav, speaker, text, source)
-    if recording not in recordings:
+    """With the audio that a line of `segments` says it is."""
+    source, rest = segment
+    recording, *times = rest.split() or [""]
+    if recording and recording not in recordings:
         problem = f"its recording {recording!r} is not in wav.scp"
-        return Utterance(name, wav, speaker, text, source, problem=problem)
+        return replace(utterance, wav=Path(recording), problem=problem)
+    if not recording or len(times) == 1:
+        problem = f"{source}: expected utterance, recording, start and end"
+        return replace(utterance, problem=problem)
+    utterance = replace(utterance, wav=recordings[recording][1])
     if not times:
         return utterance
     try:
         start, end = (float(time) for time in times[:2])
-        return Utterance(name, wav, speaker, text, source, **part_of(start, end))  # type: ignore[arg-type]
+        return replace(utterance, **part_of(start, end))  # type: ignore[arg-type]
     except ValueError as error:
-        problem = f"segments: {error}"
-        return Utterance(name, wav, speaker, text, source, problem=problem)
+        return replace(utterance, problem=f"{source}: {error}")
 
 
 def _cut_utterances(row: Row, roots: list[Path]) -> list[Utterance]:
@@ -206,8 +215,10 @@ def _supervision_utterance(
     start, length = float(cells.get("start", 0)), float(cells["duration"])
     whole = start == 0 and abs(length - float(recording["duration"])) < 0.05
     times = {"promised": length} if whole else part_of(start, start + length)
-    speaker, text = str(cells.get("speaker") or ""), str(cells.get("text") or "")
-    return Utterance(str(cells["id"]), wav, speaker, text, row.source, **times)  # type: ignore[arg-type]
+    speaker, text = str(cells.get("speaker") or ""), cells.get("text") or ""
+    if isinstance(text, (list, dict)):
+        raise ValueError("its text is a list or an object, expected text")
+    return Utterance(str(cells["id"]), wav, speaker, str(text), row.source, **times)  # type: ignore[arg-type]
 
 
 def _recording_utterance(row: Row, roots: list[Path]) -> Utterance:

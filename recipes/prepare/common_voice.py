@@ -112,7 +112,7 @@ def utterance(
 def votes_problem(cells: Mapping[str, str], min_up: int, max_down: int | None) -> str:
     """Why the votes are not good enough; "" where they are."""
     up, down = (cells.get(name, "").strip() or "0" for name in ("up_votes", "down_votes"))
-    if not (up.isdigit() and down.isdigit()):
+    if not (up.isdecimal() and down.isdecimal()):
         return f"votes are no numbers: {up!r} up, {down!r} down"
     if int(up) < min_up or (max_down is not None and int(down) > max_down):
         return f"votes: {up} up, {down} down"

@@ -49,7 +49,7 @@ def utterance(row: Row, audio: Path, text: str) -> Utterance:
     if row.problem:
         return Utterance(row.source, audio, "", "", row.source, problem=row.problem)
     cells, problem, seconds = row.cells, "", None
-    if cells["samples"].isdigit():
+    if cells["samples"].isdecimal():
         seconds = int(cells["samples"]) / SAMPLE_RATE
     else:
         problem = f"number of samples {cells['samples']!r}: are columns out of place?"

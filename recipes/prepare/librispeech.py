@@ -91,8 +91,8 @@ def list_labels(root: Path, size: str) -> list[Utterance]:
 def keep_listed(utterances: Sequence[Utterance], listing: Path) -> list[Utterance]:
     """Only the utterances that a text file names, by id or by a path that ends in the id."""
     wanted = {Path(line.strip()).stem: source for source, line in read_lines(listing)}
-    unknown = [name for name in wanted if name not in {utterance.id for utterance in utterances}]
-    if unknown:
+    known = {utterance.id for utterance in utterances}
+    if unknown := [name for name in wanted if name not in known]:
         raise BadManifest(
             f"{wanted[unknown[0]]}: {unknown[0]!r} is not in this split "
             f"({len(unknown)} such lines). Is it the list of another split?"
@@ -119,6 +119,8 @@ def parser() -> argparse.ArgumentParser:
 
 def parts(options: argparse.Namespace) -> Mapping[Path, Sequence[Utterance]]:
     """Manifests and what belongs into them."""
+    if options.minutes is not None and not options.minutes > 0:
+        raise BadManifest(f"--minutes {options.minutes:g}: expected more than 0.")
     if options.labels:
         found = {options.labels: list_labels(options.data, options.labels)}
     else:
@@ -132,7 +134,7 @@ def parts(options: argparse.Namespace) -> Mapping[Path, Sequence[Utterance]]:
         found = {options.out.stem: [each for listed in found.values() for each in listed]}
     if options.keep:
         found = {name: keep_listed(listed, options.keep) for name, listed in found.items()}
-    if options.minutes:
+    if options.minutes is not None:
         found = {
             name: balanced_subset(listed, options.minutes, options.seed)
             for name, listed in found.items()

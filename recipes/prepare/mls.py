@@ -10,6 +10,7 @@ train/limited_supervision/1hr/<0 to 5>/handles.txt and 9hr/handles.txt; ten hour
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from w2v_plugin.errors import BadManifest
 from w2v_plugin.preparation import command_line, part_paths, run
 from w2v_plugin.tables import read_lines
 
+SUFFIXES = (".flac", ".opus")
 LIMITED = {"10min": ("1hr/0",), "1h": ("1hr/*",), "9h": ("9hr",), "10h": ("1hr/*", "9hr")}
 
 EXAMPLES = """examples
@@ -35,32 +37,32 @@ def list_split(root: Path, split: str, limited: str | None = None) -> list[Utter
     table = folder / "transcripts.txt"
     if not table.is_file():
         raise BadManifest(f"{table}: no such file. --data is a folder such as mls_german.")
-    suffix = audio_suffix(folder / "audio")
+    refuse_packed(folder / "audio")
     lengths = segment_seconds(folder / "segments.txt")
-    listed = [
-        utterance(source, line, folder, suffix, lengths) for source, line in read_lines(table)
-    ]
+    listed = [utterance(source, line, folder, lengths) for source, line in read_lines(table)]
     return keep_handles(listed, folder / "limited_supervision", limited) if limited else listed
 
 
-def utterance(
-    source: str, line: str, folder: Path, suffix: str, lengths: Mapping[str, float]
-) -> Utterance:
+def utterance(source: str, line: str, folder: Path, lengths: Mapping[str, float]) -> Utterance:
     """One line; its name leads to the audio."""
     name, tab, text = line.partition("\t")
     name = name.strip()
     speaker, _, book = name.rpartition("_")[0].partition("_")
-    wav = folder / "audio" / speaker / book / f"{name}{suffix}"
+    wav = find_file(name, folder / "audio" / speaker / book)
     problem = "" if tab and book else f"expected 'speaker_book_number TAB text', got {line[:40]!r}"
     return Utterance(name, wav, speaker, text, source, promised=lengths.get(name), problem=problem)
 
 
-def audio_suffix(folder: Path) -> str:
-    """.flac or .opus, whichever the download holds."""
-    for suffix in (".flac", ".opus"):
-        if next(folder.glob(f"*/*/*{suffix}"), None):
-            return suffix
-    raise BadManifest(f"{folder}: holds no <speaker>/<book>/*.flac or *.opus. Was it unpacked?")
+def find_file(name: str, book: Path) -> Path:
+    """The .flac or .opus of a name; both downloads may lie in one folder."""
+    paths = [book / f"{name}{suffix}" for suffix in SUFFIXES]
+    return next((path for path in paths if os.path.isfile(path)), paths[0])
+
+
+def refuse_packed(folder: Path) -> None:
+    """`BadManifest` where there is no audio at all."""
+    if not any(next(folder.glob(f"*/*/*{suffix}"), None) for suffix in SUFFIXES):
+        raise BadManifest(f"{folder}: holds no <speaker>/<book>/*.flac or *.opus. Was it unpacked?")
 
 
 def segment_seconds(path: Path) -> dict[str, float]:
