@@ -166,6 +166,8 @@ def read_arms(options: argparse.Namespace) -> None:
     options.arms = {name: folder for name, _, folder in pairs}
     if len(options.arms) < len(pairs):
         raise ValueError("--arms: a name is given twice. Give each start its own.")
+    if len(options.arms) < 2:
+        raise ValueError("--arms: one start alone. Give those that it shall be compared with, too.")
     options.controls = options.controls or [pairs[-1][0]]
     if unknown := set(options.controls) - set(options.arms):
         raise ValueError(f"--controls {' '.join(unknown)}: not among the arms, {[*options.arms]}.")

@@ -358,6 +358,7 @@ def test_more_labels_than_there_are(
         (["=x"], "expected NAME=FOLDER"),
         (["a=nowhere", "b="], "--arms a=nowhere: expected NAME=FOLDER, a model folder"),
         (["a=", "a="], "a name is given twice"),
+        (["a="], "one start alone"),
         (["a=", "b=", "--controls", "c"], "--controls c: not among the arms"),
     ],
 )
