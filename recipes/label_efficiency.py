@@ -19,8 +19,8 @@ for all arms and each set inside the next, and the random weights.
 
 Nothing is chosen on the test set. Each arm gets the learning rate, and an extractor that is trained
 or frozen, which have the lowest character error rate (CER) on the development set with
---tune_minutes of labels and the first seed. In a run, the weights with the lowest development CER
-are tested, out of --validations in equal parts of the budget.
+--tune_minutes of labels, on average over the first --tune_seeds seeds. In a run, the weights with
+the lowest development CER are tested, out of --validations in equal parts of the budget.
 
 Further options override keys of the YAML or are SpeechBrain's (--device cuda, --precision bf16).
 Started again with the same output folder, finished runs are kept; more sizes and seeds can be asked
@@ -250,19 +250,25 @@ def run_all(pool: ProcessPoolExecutor, jobs: Sequence[Job], options: argparse.Na
 def tune(pool: ProcessPoolExecutor, options: argparse.Namespace) -> tuple[dict[str, Job], Results]:
     """The best job of each arm by development CER, and all that were tried."""
     grid = [
-        Job(arm, options.tune_minutes, options.seeds[0], rate, extractor)
-        for arm, folder in options.arms.items()
+        Job(arm, options.tune_minutes, seed, rate, extractor)
+        for seed, (arm, folder) in product(tuning_seeds(options), options.arms.items())
         for rate, extractor in product(
             options.learning_rates, options.extractors if folder else ["trained"]
         )
     ]
     results = run_all(pool, grid, options)
+    found = defaultdict(list)
+    for job in grid:
+        found[replace(job, seed=options.seeds[0])].append(min(results[job]["valid_CER"]))
     best = {}
     for arm in options.arms:
-        mine = [job for job in grid if job.arm == arm]
-        best[arm] = min(mine, key=lambda job: min(results[job]["valid_CER"]))
+        best[arm] = min((job for job in found if job.arm == arm), key=lambda job: sum(found[job]))
         print(f"{arm}: {best[arm].learning_rate:g}, extractor {best[arm].extractor}", flush=True)
     return best, results
+
+
+def tuning_seeds(options: argparse.Namespace) -> list[int]:
+    return options.seeds[: options.tune_seeds]
 
 
 def updates(results: Results) -> dict[tuple[str, float], str]:
@@ -312,7 +318,7 @@ def how(options: argparse.Namespace) -> dict[str, Any]:
         "jobs": options.jobs,
         "settings": settings,
         "grid": [options.learning_rates, options.extractors],
-        "tuned_with": f"{options.tune_minutes:g} minutes, seed {options.seeds[0]}",
+        "tuned_with": f"{options.tune_minutes:g} minutes, seeds {tuning_seeds(options)}",
     }
 
 
@@ -356,6 +362,7 @@ def parser() -> argparse.ArgumentParser:
         help="tried for starts with a folder (both); random ones are always trained",
     )
     add("--tune_minutes", type=float, default=30.0, help="labels for tuning (default 30)")
+    add("--tune_seeds", type=int, default=1, help="how many tune: one may be lucky (default 1)")
     add("--jobs", type=int, default=1, help="fine-tunings at a time (default 1)")
     add("--bootstrap", type=int, default=1000, help="draws for intervals (default 1000)")
     return options

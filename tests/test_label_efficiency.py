@@ -229,6 +229,33 @@ def parsed(recipe: ModuleType, argv: list[str]) -> argparse.Namespace:
     return options
 
 
+def test_a_lucky_seed_does_not_choose_alone(
+    recipe: ModuleType,
+    manifest: Path,
+    pretraining: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rate that is best on average over the seeds that tune, for each arm."""
+    argv = [*command(manifest, pretraining, tmp_path), "--seeds", "1", "2", "3"]
+    cers = {(1, 0.01): 50.0, (1, 0.02): 55.0, (2, 0.01): 90.0, (2, 0.02): 60.0}
+    asked = []
+
+    def run_all(_: object, jobs: list, __: object) -> dict:
+        asked.append({job.seed for job in jobs})
+        return {job: {"valid_CER": [99.0, cers[job.seed, job.learning_rate]]} for job in jobs}
+
+    monkeypatch.setattr(recipe, "run_all", run_all)
+    options = parsed(recipe, argv)
+    options.learning_rates = [0.01, 0.02]
+    alone, _ = recipe.tune(None, options)
+    options.tune_seeds = 2
+    both, _ = recipe.tune(None, options)
+    assert asked == [{1}, {1, 2}]
+    assert {job.learning_rate for job in alone.values()} == {0.01}
+    assert {job.learning_rate for job in both.values()} == {0.02}
+
+
 def test_parts_go_on_where_they_stopped() -> None:
     heard: list[int] = []
     limit = 0
