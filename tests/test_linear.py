@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v_plugin.linear import DROPPED, Dropout, Linear, after_gelu, fast, keep_mask, linear
+from w2v_plugin.linear import (
+    DROPPED,
+    Dropout,
+    LayerNorm,
+    Linear,
+    after_gelu,
+    fast,
+    keep_mask,
+    linear,
+)
 
 ROUNDING = 100 * torch.finfo(torch.float32).eps  # sums of up to 100 products of order 1
 
@@ -80,6 +89,41 @@ def test_linear_takes_no_bias() -> None:
 
 
 # --- dropout -------------------------------------------------------------------------------------
+
+
+def kept_bytes(norm: nn.LayerNorm, layers: nn.ModuleList) -> tuple[int, list[Tensor]]:
+    """What the backward pass of layers that read a norm needs, and all gradients."""
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = norm(x * 2)
+        loss = sum(layer(y).square().sum() for layer in layers)
+        del y
+    loss.backward()
+    parameters = [*norm.parameters(), *layers.parameters()]
+    return sum(kept.values()), [x.grad, *(parameter.grad for parameter in parameters)]
+
+
+def test_what_a_norm_made_is_not_kept() -> None:
+    """All gradients are the same to the last bit, frozen weights have none."""
+    found = []
+    for kind in (nn.LayerNorm, LayerNorm):
+        torch.manual_seed(0)
+        norm, layers = kind(32), nn.ModuleList(Linear(32, 8) for _ in range(3))
+        nn.init.normal_(norm.weight)
+        layers[1].requires_grad_(False)
+        found.append(kept_bytes(norm, layers))
+    (more, expected), (less, grads) = found
+    assert more - less == 64 * 32 * 4
+    for ours, theirs in zip(grads, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.97])

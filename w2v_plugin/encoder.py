@@ -24,7 +24,7 @@ from w2v_plugin.attention import (
     packed_parts,
 )
 from w2v_plugin.conformer import ConformerLayer, ConformerPositions, Surroundings
-from w2v_plugin.linear import Dropout, Linear, after_gelu
+from w2v_plugin.linear import Dropout, LayerNorm, Linear, after_gelu
 from w2v_plugin.positions import ConvPositions
 
 
@@ -52,10 +52,10 @@ class EncoderLayer(nn.Module):
         self.attention = SelfAttention(
             dim, heads, attention_dropout, lora_rank=lora_rank, lora_alpha=lora_alpha
         )
-        self.attention_norm = nn.LayerNorm(dim)
+        self.attention_norm = LayerNorm(dim)
         self.ffn_in = Linear(dim, ffn_dim)
         self.ffn_out = Linear(ffn_dim, dim)
-        self.ffn_norm = nn.LayerNorm(dim)
+        self.ffn_norm = LayerNorm(dim)
         self.dropout = Dropout(dropout)
         self.activation_dropout = Dropout(activation_dropout)
         self.adapter = None if adapter_dim is None else LanguageAdapter(dim, adapter_dim)

@@ -3,9 +3,10 @@
 PyTorch multiplies float32 matrices by MKL, at less than half of the machine's speed where the
 processor is not Intel's, and draws dropout masks one random number an element. Here the products
 of a linear layer, forward and backward, are oneDNN's (products.py), a dropout mask takes 16 random
-bits an element, and what is cheap to compute again is not stored: GELU. The mathematics is that of
-`nn.Linear`, `nn.GELU` and `nn.Dropout`; parameters have their names. Under autocast, on other
-devices and types, and where a graph is traced, those run.
+bits an element, and what is cheap to compute again is not stored: GELU, and what a LayerNorm made
+for linear layers. The mathematics is that of `nn.Linear`, `nn.LayerNorm`, `nn.GELU` and
+`nn.Dropout`; parameters have their names. Under autocast, on other devices and types, and where a
+graph is traced, those run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from w2v_plugin.products import available, gelu, product
 
 AVAILABLE = available()
 LEVELS = 1 << 16  # of a random number that decides on one element
+MADE_OF = "made_of"  # attribute of tensors: the norm, and what it normalized
 DROPPED = -1e4  # GELU and its slope are exactly zero here
 
 
@@ -40,17 +42,29 @@ def rows(x: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
+    """Of what a `LayerNorm` made, keeps what it was made of, which that norm keeps anyway."""
+
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        made: tuple[nn.LayerNorm, Tensor] | None,
+    ) -> Tensor:
         x = x.contiguous()  # of views with gaps, products are slow
-        ctx.save_for_backward(x, weight)
+        ctx.norm, source = (None, x) if made is None else made  # type: ignore[attr-defined]
+        ctx.save_for_backward(source, weight)
         return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradients(ctx.needs_input_grad, rows(grad), x, weight)  # type: ignore[attr-defined]
+        needed = ctx.needs_input_grad  # type: ignore[attr-defined]
+        if ctx.norm is not None and needed[1]:  # type: ignore[attr-defined]
+            x = nn.LayerNorm.forward(ctx.norm, x)  # type: ignore[attr-defined]
+        return *gradients(needed, rows(grad), x, weight), None
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -108,7 +122,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> torch.allclose(linear(x, weight), x @ weight.t(), atol=1e-5)
     True
     """
-    return _Linear.apply(x, weight, bias) if fast(x) else F.linear(x, weight, bias)
+    if not fast(x):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias, getattr(x, MADE_OF, None))
 
 
 class Linear(nn.Linear):
@@ -122,6 +138,22 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` whose output a `Linear` need not keep for the backward pass.
+
+    Example
+    -------
+    >>> Linear(8, 4)(LayerNorm(8)(torch.randn(2, 3, 8))).shape
+    torch.Size([2, 3, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if torch.is_grad_enabled() and fast(x):
+            setattr(y, MADE_OF, (self, x))
+        return y
 
 
 def after_gelu(x: Tensor, layer: nn.Module, dropout: nn.Dropout | None = None) -> Tensor:
