@@ -86,7 +86,16 @@ def test_words_all_wrong_while_characters_improve() -> None:
     assert said(records) == ["100.0 % of"]
     assert "--best_by CER" in advice(records[:2])[0]
     assert said(records, best_by="CER") == []
-    assert said(validations([95, 93, 92])) == []
+    assert said(validations([95, 93])) == []
+
+
+def test_a_plateau_is_named_once() -> None:
+    """Letters are guessed, validation after validation; blanks and progress are something else."""
+    records = validations([100, 92, 88, 88, 87, 60])
+    assert said(records[:3]) == [] and said(records, best_by="CER") == ["88 % of"]
+    assert "after 2000 updates" in advice(records[:4])[0]
+    assert said(validations([95, 88, 80, 74]), best_by="CER") == []
+    assert said(validations([90, 89, 88, 87]), frozen_updates=1000) == []
 
 
 @pytest.mark.parametrize(

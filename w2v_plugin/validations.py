@@ -15,6 +15,7 @@ from w2v_plugin.frames import valid_frames
 
 ALIKE = 5e-3  # share of the latents' energy that varies: 0.1 untrained, 0.3 and more trained
 DEAF = 1e-9  # share of the logits' energy: rounding of float32 is 1e-14, a model that hears 1e-2
+HARDLY = 75.0  # % of characters wrong: letters guessed by how common they are
 NOTHING = 100.0  # % of characters wrong where only blanks are said
 
 
@@ -114,6 +115,10 @@ def symptoms(records: Sequence[Mapping[str, float]], best_by: str) -> dict[str, 
         return {"deaf": DEAF_MODEL.format(step=step, cer=cer)}
     if before and cer == before[-1]["valid_CER"] == NOTHING:
         return {"blanks": BLANKS.format(step=step)}
+    lately = [r["valid_CER"] for r in records[-3:]]
+    stuck = min(lately) > HARDLY and max(lately) < NOTHING and cer > 0.9 * lately[0]
+    if stuck and len(lately) == 3:
+        return {"plateau": PLATEAU.format(step=step, cer=cer)}
     improved = before and cer < min(80.0, 0.9 * max(r["valid_CER"] for r in before))
     if wer >= 99 and improved and best_by == "WER":
         return {"words": WORDS.format(wer=wer, cer=cer)}
@@ -137,6 +142,12 @@ BLANKS = (
     "only then to say something. If it stays so: more updates; a longer warm-up; an encoder_lr and "
     "head_lr of a third or of three times as much; smaller mask_prob; a pretrained model, with "
     "freeze_extractor: True; and an ear for whether the transcripts belong to the audio."
+)
+PLATEAU = (
+    "{cer:.0f} % of the characters are still wrong after {step} updates: the model says the "
+    "commonest letters, hardly what it hears. CTC can stay there for long, with one seed and not "
+    "with another. What helps: an encoder_lr and head_lr of twice as much; a schedule that holds "
+    "them for longer (hold: 0.6); more updates; a pretrained model, best one that learned texts."
 )
 WORDS = (
     "{wer:.1f} % of the words are wrong while the characters improve ({cer:.1f} %): WER cannot "
