@@ -145,10 +145,10 @@ class _AttendByHeads(torch.autograd.Function):
         if dropout > 0:
             keep, scale = keep_mask((*q.shape[:3], k.shape[2]), dropout)
         for at in heads_of(q):
-            weights = attention_weights(q[at], k[at], mask, at)
+            weights = attention_weights(one(q, at), one(k, at), mask, at)
             if keep is not None:
                 weights.mul_(keep[at])
-            y[at] = product(weights, v[at].t())
+            y[at] = product(weights, one(v, at).t())
         ctx.save_for_backward(q, k, v, mask, keep)  # type: ignore[arg-type]
         ctx.scale = scale  # type: ignore[attr-defined]
         return y.mul_(scale)
@@ -158,18 +158,19 @@ class _AttendByHeads(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, mask, keep = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        grad = grad.contiguous() * ctx.scale  # type: ignore[attr-defined]
         for at in heads_of(q):
-            weights = attention_weights(q[at], k[at], mask, at)
-            grad_weights = product(grad[at], v[at])
+            query, key, value = (one(x, at) for x in (q, k, v))
+            coming = one(grad, at) * ctx.scale  # type: ignore[attr-defined]
+            weights = attention_weights(query, key, mask, at)
+            grad_weights = product(coming, value)
             kept = weights
             if keep is not None:
                 grad_weights.mul_(keep[at])
                 kept = weights * keep[at]
-            grad_v[at] = product(grad[at].t(), kept.t()).t()
+            grad_v[at] = product(coming.t(), kept.t()).t()
             scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_q[at] = product(scores, k[at].t())
-            grad_k[at] = product(q[at].t(), scores.t()).t()
+            grad_q[at] = product(scores, key.t())
+            grad_k[at] = product(query.t(), scores.t()).t()
         factor = q.shape[-1] ** -0.5
         return grad_q.mul_(factor), grad_k.mul_(factor), grad_v, None, None
 
@@ -177,6 +178,11 @@ class _AttendByHeads(torch.autograd.Function):
 def heads_of(q: Tensor) -> list[tuple[int, int]]:
     """Indices of all heads of (batch, heads, frames, d)."""
     return [(row, head) for row in range(q.shape[0]) for head in range(q.shape[1])]
+
+
+def one(x: Tensor, at: tuple[int, int]) -> Tensor:
+    """A head of (batch, heads, frames, d): (frames, d) without gaps, which make products slow."""
+    return x[at].contiguous()
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, at: tuple[int, int]) -> Tensor:
@@ -196,7 +202,7 @@ def attend_by_heads(
     Parameters
     ----------
     q, k, v : Tensor
-        (batch, heads, frames, d), float32, without gaps.
+        (batch, heads, frames, d), float32.
     mask : Tensor or None
         As from `attention_mask`.
     dropout : float
@@ -280,5 +286,5 @@ class SelfAttention(nn.Module):
         wanted = dropout > 0 or q.shape[2] >= LONG
         wanted &= mask is None or mask.dtype == torch.bool  # not scores, which have gradients
         if wanted and torch.is_grad_enabled() and fast(q):
-            return attend_by_heads(q.contiguous(), k.contiguous(), v.contiguous(), mask, dropout)
+            return attend_by_heads(q, k, v, mask, dropout)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

@@ -19,6 +19,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from w2v_plugin.products import available, gelu, product
 
 AVAILABLE = available()
+ROWS = 256  # whose GELU is in memory at a time
 LEVELS = 1 << 16  # of a random number that decides on one element
 MADE_OF = "made_of"  # attribute of tensors: the norm, and what it normalized
 DROPPED = -1e4  # GELU and its slope are exactly zero here
@@ -81,7 +82,10 @@ class _GeluLinear(torch.autograd.Function):
             x = torch.where(mask, x, x.new_tensor(DROPPED))
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
-        return product(activated(x, ctx.scale), weight, bias)  # type: ignore[attr-defined]
+        y = x.new_empty(*x.shape[:-1], len(weight))
+        for part, out in zip(rows(x).split(ROWS), rows(y).split(ROWS), strict=True):
+            out.copy_(product(activated(part, ctx.scale), weight, bias))  # type: ignore[attr-defined]
+        return y
 
     @staticmethod
     @once_differentiable
@@ -89,8 +93,10 @@ class _GeluLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
         scale = ctx.scale  # type: ignore[attr-defined]
         needed = ctx.needs_input_grad  # type: ignore[attr-defined]
-        grad_x, *others = gradients(needed, rows(grad), activated(x, scale), weight)
-        if grad_x is not None:
+        grad = rows(grad)
+        _, *others = gradients((False, *needed[1:]), grad, activated(x, scale), weight)
+        grad_x, *_ = gradients((needed[0], False, False), grad, x, weight)
+        if grad_x is not None:  # after what was activated for the others is gone
             torch.ops.aten.gelu_backward.grad_input(grad_x, x, grad_input=grad_x)
             if scale != 1.0:
                 grad_x.mul_(scale)
