@@ -12,10 +12,12 @@ Transfer to another one (what is in front of `scratch` learned from English audi
         --controls warm_start scratch --minutes 5 15 60 --seconds 150 --jobs 2
 
 An arm is a name and the model folder that it starts from, of which it takes the body; without a
-folder it starts from random weights. Every fine-tuning gets the same compute, --seconds: CPU time
-of the training steps on a CPU, where each process has one thread; time by the clock on an
-accelerator. The learning rate follows the share that is spent. A seed draws the labels, the same
-for all arms and each set inside the next, and the random weights.
+folder it starts from random weights. --heads names arms that take the rows of the head, too, for
+symbols that are in both vocabularies (blank and word boundary in any case), as transfer.py does.
+Every fine-tuning gets the same compute, --seconds: CPU time of the training steps on a CPU, where
+each process has one thread; time by the clock on an accelerator. The learning rate follows the
+share that is spent. A seed draws the labels, the same for all arms and each set inside the next,
+and the random weights.
 
 Nothing is chosen on the test set. Each arm gets the learning rate, and an extractor that is trained
 or frozen, which have the lowest character error rate (CER) on the development set with
@@ -23,9 +25,9 @@ or frozen, which have the lowest character error rate (CER) on the development s
 the lowest development CER are tested, out of --validations in equal parts of the budget.
 
 Further options override keys of the YAML or are SpeechBrain's (--device cuda, --precision bf16).
-Started again with the same output folder, finished runs are kept; more sizes and seeds can be asked
-for. Writes after each seed: results.json, table.md, curve.png; beside them labels/ (the label sets)
-and runs/ (every fine-tuning).
+Started again with the same output folder, finished runs are kept; more sizes, seeds and arms can be
+asked for. Writes after each seed: results.json, table.md, curve.png; beside them labels/ (the label
+sets) and runs/ (every fine-tuning).
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ from w2v_plugin.label_curves import compare, label_order, nearest_prefix
 from w2v_plugin.label_tables import plot, rows, table
 from w2v_plugin.launch import read_hparams
 from w2v_plugin.manifests import COLUMNS
+from w2v_plugin.transfer import known_rows
 
 METRICS = ("CER", "WER")
 
@@ -103,6 +106,8 @@ def build(job: Job, options: argparse.Namespace, folder: Path) -> BudgetBrain:
     hparams = read_hparams(options.hparams, options.overrides + "\n" + yaml.safe_dump(decided))
     if folder_of_arm := options.arms[job.arm]:
         load_pretrained(folder_of_arm, hparams["wav2vec2"])
+    if job.arm in options.heads:
+        known_rows(folder_of_arm, hparams["model"], hparams["vocabulary"])
     if job.extractor == "frozen":
         hparams["wav2vec2"].freeze_extractor()
     hparams |= {
@@ -169,8 +174,16 @@ def read_arms(options: argparse.Namespace) -> None:
     if len(options.arms) < 2:
         raise ValueError("--arms: one start alone. Give those that it shall be compared with, too.")
     options.controls = options.controls or [pairs[-1][0]]
-    if unknown := set(options.controls) - set(options.arms):
-        raise ValueError(f"--controls {' '.join(unknown)}: not among the arms, {[*options.arms]}.")
+    for option in ("controls", "heads"):
+        if unknown := set(getattr(options, option)) - set(options.arms):
+            names = " ".join(unknown)
+            raise ValueError(f"--{option} {names}: not among the arms, {[*options.arms]}.")
+    if headless := [
+        arm for arm in options.heads if not Path(options.arms[arm], "head.ckpt").is_file()
+    ]:
+        raise ValueError(
+            f"--heads {headless[0]}: its folder has no head.ckpt, no head was trained."
+        )
 
 
 def check_settings(options: argparse.Namespace) -> None:
@@ -180,15 +193,16 @@ def check_settings(options: argparse.Namespace) -> None:
     files |= {arm: Path(f, "wav2vec2.ckpt") for arm, f in options.arms.items() if f}
     settings = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     settings |= {name: getattr(options, name) for name in ("overrides", "seconds", "validations")}
+    settings |= {f"head of {arm}": arm in options.heads for arm in options.arms}
     path = options.output_folder / "settings.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-    if differ := [name for name in settings if found[name] != settings[name]]:
+    if differ := [name for name in settings if found.get(name, settings[name]) != settings[name]]:
         raise ValueError(
             f"{options.output_folder} holds runs with another {', '.join(differ)}. Give another "
             "--output_folder, or all that was given when it was begun."
         )
     options.output_folder.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(settings, indent=2) + "\n")
+    write(path, json.dumps(found | settings, indent=2) + "\n")  # arms may be added
 
 
 def write_labels(options: argparse.Namespace) -> None:
@@ -346,6 +360,7 @@ def parser() -> argparse.ArgumentParser:
     add("hparams", type=Path, help="YAML for recipes/finetune_ctc.py")
     add("--arms", nargs="+", required=True, metavar="NAME=FOLDER", help="starts; NAME= is random")
     add("--controls", nargs="+", metavar="NAME", help="what the tables compare with (the last arm)")
+    add("--heads", nargs="+", default=[], metavar="NAME", help="arms whose heads go on (none)")
     for name in ("train", "valid", "test"):
         add(f"--{name}_csv", type=Path, required=True)
     add("--output_folder", type=Path, default=Path("runs/label_efficiency"))

@@ -19,8 +19,10 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 
 from w2v_plugin.budget import BudgetBrain, Parts
+from w2v_plugin.conversion import open_folder
+from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.data import speech_dataset
-from w2v_plugin.folders import save_pretrained
+from w2v_plugin.folders import save_asr, save_pretrained
 from w2v_plugin.label_curves import (
     compare,
     error_curves,
@@ -35,6 +37,7 @@ from w2v_plugin.label_tables import table
 from w2v_plugin.manifests import Utterance, read_manifest, write_manifest
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.model_output import Wav2Vec2Output
+from w2v_plugin.text import CharVocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "channels": [8] * 7}
@@ -227,6 +230,32 @@ def parsed(recipe: ModuleType, argv: list[str]) -> argparse.Namespace:
     _, options.run_opts, options.overrides = sb.parse_arguments(["x", "--noprogressbar", *rest])
     recipe.read_arms(options)
     return options
+
+
+def test_heads_go_on_for_known_symbols(
+    recipe: ModuleType, manifest: Path, pretraining: Path, tmp_path: Path
+) -> None:
+    """Of the arms that are named, and only with them in the settings of the folder."""
+    body = open_folder(pretraining / "pretrained")[0]
+    model = Wav2Vec2CTC(body, vocab_size=len(CharVocabulary()))
+    torch.nn.init.normal_(model.head.weight)
+    save_asr(tmp_path / "asr", model, CharVocabulary())
+    arms = ["--arms", f"with={tmp_path / 'asr'}", f"without={tmp_path / 'asr'}"]
+    argv = [*command(manifest, pretraining, tmp_path / "out"), *arms]
+    options = parsed(recipe, [*argv, "--heads", "with"])
+    heads = {}
+    for arm in options.arms:
+        job = recipe.Job(arm, 0.1, 1, 0.01, "frozen")
+        heads[arm] = recipe.build(job, options, tmp_path / arm).model.head.weight
+    assert torch.equal(heads["with"], model.head.weight)
+    assert not torch.equal(heads["without"][1:], model.head.weight[1:])
+    recipe.check_settings(options)
+    with pytest.raises(ValueError, match="runs with another head of with"):
+        recipe.check_settings(parsed(recipe, argv))
+    scratch = [*argv, "more="]
+    recipe.check_settings(parsed(recipe, [*scratch, "--heads", "with"]))
+    with pytest.raises(ValueError, match="--heads more: its folder has no head"):
+        parsed(recipe, [*scratch, "--heads", "more"])
 
 
 def test_a_lucky_seed_does_not_choose_alone(
