@@ -116,9 +116,10 @@ def test_a_full_disk_leaves_all_as_it_was(stage: str, kind: str, tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("done", [0, 1, 2])
 def test_a_kill_leaves_a_folder_that_can_be_written_again(
-    done: int, tmp_path: Path, monkeypatch
+    done: int, there: bool, tmp_path: Path, monkeypatch
 ) -> None:
     """Between any two renames, of a new folder and of one that gets a language."""
 
@@ -132,6 +133,9 @@ def test_a_kill_leaves_a_folder_that_can_be_written_again(
             raise Killed
         return replace(self, target)
 
+    if there:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / ".newabc").mkdir()
     for language in ("deu", "fra"):
         left = iter(range(done))
         with monkeypatch.context() as patch, contextlib.suppress(Killed):

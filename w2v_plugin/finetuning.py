@@ -20,7 +20,7 @@ from w2v_plugin.circumstances import circumstances, sha256
 from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_head, load_pretrained, save_asr
 from w2v_plugin.hypotheses import Reference, write_hypotheses
-from w2v_plugin.manifests import read_manifest
+from w2v_plugin.manifests import read_manifest, write_files
 
 TRAINING = "training.json"  # beside the checkpoints: of which training they are
 # what a table of results may want to tell apart
@@ -99,7 +99,7 @@ def check_same(hparams: dict[str, Any]) -> None:
                 f"another output_folder, or remove {hparams['output_folder']} to start anew."
             )
     text = json.dumps(now, indent=2, ensure_ascii=False) + "\n"
-    run_on_main(path.write_text, args=[text], kwargs={"encoding": "utf-8"})
+    run_on_main(write_files, args=[{path: text.encode()}])
 
 
 def training_of(hparams: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ takes any, and `start_from: <folder>` in pretraining goes on from any. Folders o
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,14 @@ def save_asr(
         vocabulary.save(new / "tokenizer.ckpt")
 
 
+UNFINISHED = ".new"  # what a kill leaves behind is called so
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Whether a folder is not there, or has nothing in it that was finished."""
+    return not folder.exists() or all(x.name.startswith(UNFINISHED) for x in folder.iterdir())
+
+
 @contextmanager
 def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     """Where to write files that get into `folder` when all of them are complete, or none.
@@ -180,12 +189,16 @@ def all_or_nothing(folder: str | Path) -> Iterator[Path]:
     say what others are (adapters, of the languages of vocab.json) last.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.new") as parent:
+    if holds_nothing(folder):
+        with suppress(OSError):  # a disk of its own stays
+            shutil.rmtree(folder)
+    where = folder if folder.exists() else folder.parent
+    where.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=where, prefix=UNFINISHED) as parent:
         new = Path(parent, folder.name)
         new.mkdir()
         yield new
-        if not folder.exists() or not any(folder.iterdir()):
+        if not folder.exists():
             new.replace(folder)
             return
         for path in sorted(new.iterdir(), reverse=True):

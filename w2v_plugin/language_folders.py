@@ -31,6 +31,7 @@ from w2v_plugin.folders import (
     all_or_nothing,
     check_config,
     encoder_yaml,
+    holds_nothing,
     is_folder,
     read_settings,
     save_body,
@@ -149,7 +150,7 @@ def check_language(
         )
     vocabulary.fit(model.head.out_features, f"The vocabulary of {language}")
     folder = Path(folder)
-    if not folder.exists() or not any(folder.iterdir()):
+    if holds_nothing(folder):
         return
     if (there := per_language(folder)) is None:
         raise FileExistsError(
