@@ -176,14 +176,10 @@ def read_arms(options: argparse.Namespace) -> None:
     options.controls = options.controls or [pairs[-1][0]]
     for option in ("controls", "heads"):
         if unknown := set(getattr(options, option)) - set(options.arms):
-            names = " ".join(unknown)
-            raise ValueError(f"--{option} {names}: not among the arms, {[*options.arms]}.")
-    if headless := [
-        arm for arm in options.heads if not Path(options.arms[arm], "head.ckpt").is_file()
-    ]:
-        raise ValueError(
-            f"--heads {headless[0]}: its folder has no head.ckpt, no head was trained."
-        )
+            raise ValueError(f"--{option} {' '.join(unknown)}: not among {[*options.arms]}.")
+    for arm in options.heads:
+        if not Path(options.arms[arm], "head.ckpt").is_file():
+            raise ValueError(f"--heads {arm}: its folder has no head.ckpt, no head was trained.")
 
 
 def check_settings(options: argparse.Namespace) -> None:

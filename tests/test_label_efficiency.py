@@ -415,7 +415,7 @@ def test_more_labels_than_there_are(
         (["a=nowhere", "b="], "--arms a=nowhere: expected NAME=FOLDER, a model folder"),
         (["a=", "a="], "a name is given twice"),
         (["a="], "one start alone"),
-        (["a=", "b=", "--controls", "c"], "--controls c: not among the arms"),
+        (["a=", "b=", "--controls", "c"], "--controls c: not among"),
     ],
 )
 def test_arms_that_cannot_start(
