@@ -7,7 +7,7 @@ Every top-level key of the YAML can be overridden. SpeechBrain's options work to
 --precision bf16, --debug. On several processes: torchrun --nproc_per_node=2
 recipes/pretrain.py ... (on CPUs add --device=cpu --distributed_backend=gloo); on several machines:
 recipes/cluster/pretrain.slurm. Started again with the same output folder, an interrupted run goes
-on where it stopped.
+on where it stopped; other audio or another start is refused there.
 
 First it prints what the run will cost (audio per update, passes, time and memory, measured by a
 trial that leaves no trace); --dry_run ends there.
@@ -34,13 +34,15 @@ from speechbrain.utils.logger import get_logger
 from torch.utils.data import Dataset
 
 from w2v_plugin.brains import PretrainBrain, WarmStartBrain
+from w2v_plugin.circumstances import sha256
 from w2v_plugin.continuation import start_from
 from w2v_plugin.cost import measure, plan
 from w2v_plugin.data import speech_dataset, training_loader
 from w2v_plugin.folders import save_pretrained
 from w2v_plugin.launch import join_group, read_hparams, told
 from w2v_plugin.ranks import distributed
-from w2v_plugin.shards import pretraining_speech
+from w2v_plugin.same_training import absolute, check_same
+from w2v_plugin.shards import named_corpora, pretraining_speech
 from w2v_plugin.training import StepBrain, tri_stage
 from w2v_plugin.warm_start import MelRegression
 from w2v_plugin.whole_checkpoints import WholeCheckpointer
@@ -104,6 +106,15 @@ def start(hparams: dict[str, Any]) -> bool:
     return taken
 
 
+def training_of(hparams: dict[str, Any]) -> dict[str, Any]:
+    """What stays the same however often a pretraining is started again."""
+    corpora = named_corpora(hparams["train_csv"])
+    return {
+        "start_from": absolute(hparams["start_from"]),
+        "sha256 of train_csv": {name: sha256(path) for name, path in corpora.items()},
+    }
+
+
 def main(argv: list[str]) -> None:
     """Run the recipe with command-line arguments."""
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
@@ -131,6 +142,9 @@ def main(argv: list[str]) -> None:
     logger.info("The plan\n%s", plan(hparams, hours, measure(PretrainBrain, hparams, run_opts)))
     if hparams["dry_run"] is not False:  # a bare --dry_run arrives as None
         return
+    folder = Path(hparams["output_folder"])
+    checkpoints = [hparams["checkpointer"].checkpoints_dir, folder / "warm_start" / "save"]
+    check_same(checkpoints, folder, training_of(hparams))
     if hparams["warm_start_updates"] > 0 and hparams["start_from"] is None:
         warm_start(hparams, run_opts, train, valid)
     elif hparams["init_codes"] and not taken:
@@ -144,7 +158,6 @@ def main(argv: list[str]) -> None:
     )
     brain.fit_on(train, valid)
     brain.on_evaluate_start(max_key="accuracy")
-    folder = Path(hparams["output_folder"])
     run_on_main(save_pretrained, args=[folder / "model", hparams["model"]])
     run_on_main(write_results, args=[folder, brain])
 

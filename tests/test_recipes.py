@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -261,6 +262,23 @@ def test_a_killed_run_resumes_exactly(
     recipe(kind)(argv)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 6
+
+
+@pytest.mark.parametrize("done", ["all", "the warm start"])
+def test_a_pretraining_of_other_audio_is_refused(done: str, manifest: Path, tmp_path: Path) -> None:
+    """It would end as the old model, or begin with a warm start on other audio."""
+    run, argv = tmp_path / "run", pretraining(manifest, tmp_path / "run")
+    recipe("pretrain")(argv)
+    if done == "the warm start":
+        for checkpoint in (run / "save").glob("CKPT+*"):
+            shutil.rmtree(checkpoint)
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"another training \(sha256 of train_csv: "):
+        recipe("pretrain")(pretraining(fewer, run))
+    with pytest.raises(ValueError, match=r"another training \(start_from: None, now .*run/model\)"):
+        recipe("pretrain")([*argv, f"--start_from={run}/model"])
+    recipe("pretrain")(argv)
 
 
 def test_a_collapsed_codebook_stops_the_run(

@@ -20,9 +20,9 @@ from w2v_plugin.circumstances import circumstances, sha256
 from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_head, load_pretrained, save_asr
 from w2v_plugin.hypotheses import Reference, write_hypotheses
-from w2v_plugin.manifests import read_manifest, write_files
+from w2v_plugin.manifests import read_manifest
+from w2v_plugin.same_training import absolute, check_same
 
-TRAINING = "training.json"  # beside the checkpoints: of which training they are
 # what a table of results may want to tell apart
 SETTINGS = (
     *("pretrained", "published", "updates", "batch_s", "grad_accumulation_factor", "best_by"),
@@ -61,7 +61,8 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
     ValueError
         The output folder has checkpoints of another training.
     """
-    check_same(hparams)
+    checkpoints = [hparams["checkpointer"].checkpoints_dir]
+    check_same(checkpoints, hparams["output_folder"], training_of(hparams))
     brain = CTCBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -85,31 +86,11 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
     return results
 
 
-def check_same(hparams: dict[str, Any]) -> None:
-    """ValueError where the checkpoints are of another training; else remember which one it is."""
-    path = Path(hparams["checkpointer"].checkpoints_dir, TRAINING)
-    now = training_of(hparams)
-    if path.is_file() and hparams["checkpointer"].find_checkpoint() is not None:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = {key: (before.get(key), value) for key, value in now.items()}
-        changed = [f"{key}: {a}, now {b}" for key, (a, b) in other.items() if a != b]
-        if changed:
-            raise ValueError(
-                f"{path.parent} has checkpoints of another training ({'; '.join(changed)}). Choose "
-                f"another output_folder, or remove {hparams['output_folder']} to start anew."
-            )
-    text = json.dumps(now, indent=2, ensure_ascii=False) + "\n"
-    run_on_main(write_files, args=[{path: text.encode()}])
-
-
 def training_of(hparams: dict[str, Any]) -> dict[str, Any]:
     """What stays the same however often a training is started again."""
     symbols = sorted(hparams["vocabulary"].lab2ind.items(), key=lambda item: item[1])
-    pretrained = hparams.get("pretrained")
-    if pretrained and Path(pretrained).exists():
-        pretrained = str(Path(pretrained).resolve())
     return {
-        "pretrained": pretrained,
+        "pretrained": absolute(hparams.get("pretrained")),
         "adapters": hparams.get("adapters"),
         "language": hparams.get("language"),
         "symbols": " ".join(str(symbol) for symbol, _ in symbols),
