@@ -137,3 +137,20 @@ def test_step_by_step(kernel: int, causal: bool) -> None:
 def test_groups_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="dim=10 is not divisible by groups=4"):
         ConvPositions(10, 8, 4)
+
+
+@pytest.mark.parametrize("kernel", [7, 24, 64, 128])
+@pytest.mark.parametrize("width", [1, 4, 8, 12, 16, 20])
+@pytest.mark.parametrize("cast", [True, False])
+@torch.no_grad()
+def test_bfloat16_is_rounding_and_no_more(cast: bool, width: int, kernel: int) -> None:
+    """8 bits: 2 %. On processors with AMX, oneDNN's own kernels miss it by 70 %."""
+    module, x = positions(4 * width, kernel, 4).float(), torch.randn(2, 150, 4 * width)
+    expected = module(x)
+    if cast:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = module(x)
+    else:
+        found = module.bfloat16()(x.bfloat16())
+        assert found.dtype == torch.bfloat16
+    assert float((found.float() - expected).abs().max()) <= 0.02 * float(expected.abs().max())

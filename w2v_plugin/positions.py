@@ -15,6 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+# Channels per group. On processors with AMX, oneDNN's bfloat16 convolution of fewer ones is wrong
+# by as much as its values, at many kernel sizes (3.10.2, `brg_conv_fwd:avx10_1_512_amx`).
+# Published models have 48 and more.
+NARROW = 16
+
+
+class GroupedConv(nn.Conv1d):
+    """A convolution that computes narrow groups in float32 on a CPU, whatever its input's type.
+
+    It costs models of such a size nothing; float64 stays.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or self.weight.shape[1] >= NARROW:
+            return super().forward(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast("cpu", enabled=False):
+            bias = None if self.bias is None else self.bias.to(wide)
+            return F.conv1d(x.to(wide), self.weight.to(wide), bias, groups=self.groups).to(x.dtype)
+
 
 class ConvPositions(nn.Module):
     """Relative positions by a weight-normalized grouped convolution and GELU.
@@ -42,7 +62,7 @@ class ConvPositions(nn.Module):
         super().__init__()
         if dim % groups:
             raise ValueError(f"dim={dim} is not divisible by groups={groups}.")
-        conv = nn.Conv1d(dim, dim, kernel, groups=groups)
+        conv = GroupedConv(dim, dim, kernel, groups=groups)
         # before the parametrization is put on: afterwards `weight` is computed, not stored
         nn.init.normal_(conv.weight, mean=0.0, std=math.sqrt(4 / (kernel * dim)))
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
