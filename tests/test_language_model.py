@@ -75,6 +75,13 @@ def test_lower_case_and_other_scripts(tmp_path: Path) -> None:
     assert text.sentences == [["grüße", "welt"], ["നമസ്കാരം", "ലോകമേ"]] and not text.unknown
 
 
+def test_plain_text_in_turkish_has_its_own_capitals(tmp_path: Path) -> None:
+    """Other letters than those of training would be words of their own, and hide what is shared."""
+    (tmp_path / "a.txt").write_text("Işık İstanbul!\nIlık su\n", encoding="utf-8")
+    text = read_lm_text([tmp_path / "a.txt"], CharVocabulary("ışkistanbul"), {"ışık istanbul"})
+    assert (text.sentences, text.shared) == ([["ılık", "su"]], 1)
+
+
 def test_what_evaluation_asks_for_is_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("One two.\nTwo three.\none two\n")

@@ -440,6 +440,22 @@ def test_nemo_manifests_with_offsets(tmp_path: Path) -> None:
     assert broken.problem.startswith("not JSON") and broken.source.endswith("train.json:4")
 
 
+def test_the_first_part_of_a_recording_is_not_all_of_it(tmp_path: Path) -> None:
+    """An offset of 0 says nothing; the length of the file does. A broken one is told as such."""
+    sound(tmp_path / "long.wav", 6.0)
+    sound(tmp_path / "all.wav", 2.0)
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    rows = [
+        *({"audio": "long.wav", "offset": at, "duration": 2.0} for at in (0, 2, 4)),
+        *({"audio": f"{name}.wav", "offset": 0, "duration": 2.1} for name in ("all", "bad")),
+        {"audio": "long.wav", "duration": 2.0},
+    ]
+    listing = list_any(jsonl(tmp_path / "train.jsonl", rows))
+    assert [(each.start, each.end) for each in listing][:3] == [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0)]
+    assert len({each.id for each in listing}) == len(rows)
+    assert [each.promised for each in listing] == [None, None, None, 2.1, 2.1, 2.0]
+
+
 def test_a_json_text_that_is_none_is_a_problem(tmp_path: Path) -> None:
     """Not a transcript with brackets in it; a number is one."""
     sound(tmp_path / "a.wav")
@@ -501,9 +517,12 @@ def test_lhotse_cuts(tmp_path: Path) -> None:
         {**cut, "id": "m", "type": "MixedCut", "tracks": [], "supervisions": []},
         {**cut, "supervisions": [supervision], "recording": {**recording, "sources": [command]}},
     ]
-    good, mixed, run = list_any(jsonl(tmp_path / "cuts.jsonl.gz", rows))
+    transforms = [{"name": "Speed", "kwargs": {"factor": 1.1}}]
+    rows.append({**rows[0], "recording": {**recording, "transforms": transforms}})
+    good, mixed, run, faster = list_any(jsonl(tmp_path / "cuts.jsonl.gz", rows))
     assert (good.start, good.end, good.text) == (2.5, 3.5, "yes")
     assert "MixedCut" in mixed.problem and "'command'" in run.problem
+    assert faster.problem == "a recording that lhotse changes when it is read (Speed)"
 
 
 # --- Kaldi -----------------------------------------------------------------------------------
@@ -540,6 +559,16 @@ def test_kaldi_segments_are_cut_to_files(kaldi: Path, tmp_path: Path) -> None:
     assert rate == 16_000 and Path(rows["bob-1"]["wav"]).parent == tmp_path / "cut"
     # 16-bit samples stay 16-bit samples: no tolerance
     np.testing.assert_array_equal(part, whole[4000:20_000])
+
+
+def test_kaldi_segments_to_the_end_and_of_one_channel(kaldi: Path) -> None:
+    """-1 is the end; a channel of a stereo file is not the mean of both."""
+    soundfile.write(kaldi.parent.parent / "r2.flac", np.zeros((48_000, 2)), 16_000)
+    write(kaldi / "segments", "ann-1 r1 0.5 -1 0\nbob-1 r2 0.25 1 1\nbob-2 r2 2.0 2.5\n")
+    found = {each.id: each for each in list_any(kaldi)}
+    assert (found["ann-1"].start, found["ann-1"].end, found["ann-1"].problem) == (0.5, None, "")
+    assert "segments:2: channel 1 of a recording with 2; write it" in found["bob-1"].problem
+    assert not found["bob-2"].problem
 
 
 def test_kaldi_commands_are_refused_and_not_run(kaldi: Path, tmp_path: Path) -> None:

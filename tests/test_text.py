@@ -32,6 +32,9 @@ def test_the_english_vocabulary_is_the_published_one() -> None:
         (unicodedata.normalize("NFD", "é"), "é", "é"),
         ("", ENGLISH, ""),
         ("한국", "한국", "한국"),
+        ("İstanbul Işık", "abiklnstuş", "istanbul işık"),
+        ("İstanbul Işık", "abiıklnstuş", "istanbul ışık"),
+        ("istanbul ışık", "ABİIKLNSTUŞ", "İSTANBUL IŞIK"),
     ],
 )
 def test_texts_get_the_case_of_the_letters(text: str, letters: str, expected: str) -> None:

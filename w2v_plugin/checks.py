@@ -166,6 +166,17 @@ def header_seconds(utterance: Utterance) -> float:
         return 0.0
 
 
+def as_promised(promised: float, seconds: float) -> bool:
+    """Whether a file may be as long as its corpus says.
+
+    Example
+    -------
+    >>> as_promised(2.0, 2.01), as_promised(2.0, 6.0)
+    (True, False)
+    """
+    return abs(promised - seconds) <= max(PROMISE_S, PROMISE_SHARE * promised)
+
+
 def check_all(
     listed: Iterable[Utterance],
     *,
@@ -341,7 +352,7 @@ def _promise(utterance: Utterance, facts: AudioFacts) -> Iterable[tuple[str, str
     promised = utterance.promised
     if promised is None:
         return
-    if abs(promised - facts.seconds) > max(PROMISE_S, PROMISE_SHARE * promised):
+    if not as_promised(promised, facts.seconds):
         yield "length", f"{facts.seconds:.2f} s long, but the corpus says {promised:.2f} s"
 
 

@@ -19,7 +19,7 @@ from w2v_plugin.errors import BadManifest
 from w2v_plugin.kneser_ney import UNK
 from w2v_plugin.manifests import read_manifest
 from w2v_plugin.normalization import TextRules
-from w2v_plugin.text import CharVocabulary, normalize_text
+from w2v_plugin.text import CharVocabulary, case_of, normalize_text
 
 SHOWN = 5  # of the words that cannot be said
 
@@ -147,9 +147,9 @@ def _lines(path: Path, vocabulary: CharVocabulary) -> Iterator[str]:
     if path.suffix.lower() == ".csv":
         texts = (normalize_text(row["wrd"], letters) for row in read_manifest(path))
     else:
-        upper, lower = letters == letters.upper(), letters == letters.lower()
-        case = "upper" if upper else "lower" if lower else "keep"
-        rules = TextRules(case=case, inside=punctuation(vocabulary))
+        case, turkic = case_of(letters)
+        language = "tr" if turkic else ""
+        rules = TextRules(case=case, language=language, inside=punctuation(vocabulary))
         texts = (rules.normalize(line) for line in _plain(path))
     return filter(None, texts)
 

@@ -28,11 +28,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from w2v_plugin.text import change_case
+
 CASES, DIGITS = ("lower", "upper", "keep"), ("refuse", "keep", "spell")
 ZWNJ, ZWJ = "\u200c", "\u200d"
 APOSTROPHES, HYPHENS = "\u2019\u2018\u02bc\u201b\u0060\u00b4", "\u2010\u2011"
 WRITTEN = str.maketrans(dict.fromkeys(APOSTROPHES, "'") | dict.fromkeys(HYPHENS, "-"))
-DOTLESS = "\u0131"
 CHILLUS = dict(zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True))
 ATOMIC = {f"{letter}\u0d4d{ZWJ}": chillu for letter, chillu in CHILLUS.items()}
 ATOMIC["\u09a4\u09cd" + ZWJ] = "\u09ce"  # Bengali khanda ta
@@ -184,15 +185,9 @@ class TextRules:
         return unicodedata.normalize("NFC", text)
 
     def _cased(self, text: str) -> str:
-        if self.case == "keep":
-            return text
-        turkic, lower = self.language.split("-")[0] in ("tr", "az"), self.case == "lower"
-        if lower:
-            text = text.replace("I", DOTLESS) if turkic else text
-            text = text.replace("İ", "i").lower()
-        else:
-            text = text.replace("i", "İ") if turkic else text
-            text = text.replace("ß", "ẞ").upper()
+        turkic = self.language.split("-")[0] in ("tr", "az")
+        text = text.replace("ß", "ẞ") if self.case == "upper" else text
+        text = change_case(text, self.case, turkic=turkic)
         return unicodedata.normalize("NFC", text)
 
     def _mapped(self, text: str, changes: Counter[tuple[str, str]]) -> str:

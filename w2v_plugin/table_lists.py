@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
-from w2v_plugin.checks import Utterance
+from w2v_plugin.checks import Utterance, as_promised, header_seconds
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.tables import Row, known_columns, read_lines
 from w2v_plugin.toolkit_lists import find_file, missing, part_of
@@ -194,7 +194,7 @@ def _row_utterance(
     wav = find_file(str(path), roots)
     problem = problem or missing(wav)
     try:
-        times = {} if problem else _times(cell)
+        times = {} if problem else _times(cell, wav)
     except ValueError as error:
         problem = str(error)
     if "start" in times:
@@ -219,18 +219,23 @@ def _no_text(row: Row, columns: Columns) -> str:
     return ""
 
 
-def _times(cell: Callable[[str], str]) -> dict[str, float | None]:
-    """`start`, `end` and `promised` of a row; nothing where it says nothing of times."""
+def _times(cell: Callable[[str], str], wav: Path) -> dict[str, float | None]:
+    """`start`, `end` and `promised` of a row; nothing where it says nothing of times.
+
+    A start of 0 with a duration is the first part of a longer file, or all of a file that is so
+    long, of which NeMo's manifests say it too.
+    """
     start, end, length = (
         float(cell(role)) if cell(role).strip() else None for role in ("start", "end", "duration")
     )
     if length is not None and not length > 0:
         raise ValueError(f"a duration of {length:g} s")
-    if not start and end is None:
-        return {} if length is None else {"promised": length}
     if end is None and length is not None:
+        heard = header_seconds(Utterance("", wav, "")) if start == 0 else 0.0
+        if not start and (heard < length or as_promised(length, heard)):
+            return {"promised": length}
         end = (start or 0.0) + length
-    return part_of(start or 0.0, end)
+    return part_of(start or 0.0, end) if start or end is not None else {}
 
 
 def _by_name(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:

@@ -25,6 +25,7 @@ from w2v_plugin.pieces import cut
 
 BLANK, SPECIALS, WORD_BOUNDARY = "<pad>", ("<s>", "</s>", "<unk>"), "|"
 ENGLISH = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
+DOTLESS, DOTTED = "ı", "İ"
 SPECIAL = re.compile(r"<.+>|\[.+\]")  # <unk>, </s>, [UNK], [PAD]: not text
 
 
@@ -42,16 +43,50 @@ def clean_text(text: str) -> str:
 def normalize_text(text: str, letters: Iterable[str] = ENGLISH) -> str:
     """Unicode NFC, single spaces, and the case that the letters have.
 
+    Letters with a dotless ı, or a capital İ, are Turkish or Azeri: they have the pairs ıI and iİ.
+
     Example
     -------
     >>> normalize_text("  don't  stop")
     "DON'T STOP"
+    >>> normalize_text("Işık İstanbul", "abıiklnsşt")
+    'ışık istanbul'
     """
-    text = clean_text(text)
     letters = "".join(letters)
+    case, turkic = case_of(letters)
+    text = clean_text(text)
+    if case == "upper":
+        text = text.replace("ß", "ẞ" if "ẞ" in letters else "SS")
+    return change_case(text, case, turkic=turkic)
+
+
+def case_of(letters: str) -> tuple[str, bool]:
+    """The case that letters have, "keep" where they have both; and whether ı and i are two letters.
+
+    Example
+    -------
+    >>> case_of("ABC'"), case_of("abç"), case_of("abcABC"), case_of("abı")
+    (('upper', False), ('lower', False), ('keep', False), ('lower', True))
+    """
     if letters == letters.upper():
-        return text.replace("ß", "ẞ" if "ẞ" in letters else "SS").upper()
-    return text.lower() if letters == letters.lower() else text
+        return "upper", DOTTED in letters
+    return ("lower" if letters == letters.lower() else "keep"), DOTLESS in letters
+
+
+def change_case(text: str, case: str, *, turkic: bool = False) -> str:
+    """In "upper" or "lower" case; İ becomes i without the dot apart that Unicode leaves.
+
+    Example
+    -------
+    >>> change_case("İI", "lower"), change_case("İI", "lower", turkic=True)
+    ('ii', 'iı')
+    """
+    if case == "lower":
+        text = text.replace("I", DOTLESS) if turkic else text
+        return text.replace(DOTTED, "i").lower()
+    if case == "upper":
+        return (text.replace("i", DOTTED) if turkic else text).upper()
+    return text
 
 
 class CharVocabulary(CTCTextEncoder):

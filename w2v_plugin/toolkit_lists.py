@@ -1,10 +1,11 @@
 """Data lists of other toolkits -> utterances: Kaldi and ESPnet folders, lhotse manifests.
 
 Kaldi (https://kaldi-asr.org/doc/data_prep.html): `wav.scp` (recording, file), `text` (utterance,
-words), `utt2spk`, and `segments` (utterance, recording, start, end) where recordings are longer
-than utterances; ESPnet uses the same files. lhotse (https://lhotse.readthedocs.io/en/latest/
-corpus.html): JSON lines of recordings, of supervisions that point at them, or of cuts that hold
-both. Nothing that such a list calls for is executed: commands in `wav.scp` are refused by name.
+words), `utt2spk`, and `segments` (utterance, recording, start, end or -1, sometimes a channel)
+where recordings are longer than utterances; ESPnet uses the same files. lhotse
+(https://lhotse.readthedocs.io/en/latest/corpus.html): JSON lines of recordings, of supervisions
+that point at them, or of cuts that hold both. Nothing that such a list calls for is executed:
+commands in `wav.scp` are refused by name.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import soundfile
 
 from w2v_plugin.checks import Utterance
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.tables import Row, read_json_rows, read_lines
 
 LONGEST = 200  # characters of a file's name in a message
+ONE_CHANNEL = "write it to a file"
 Lines = dict[str, tuple[str, str]]  # first word of a line -> ("file:line", the rest)
 
 
@@ -183,9 +188,20 @@ def _kaldi_part(
         return utterance
     try:
         start, end = (float(time) for time in times[:2])
-        return replace(utterance, **part_of(start, end))  # type: ignore[arg-type]
+        _refuse_channel(utterance.wav, times[2:])
+        part = part_of(start, None if end == -1 else end)  # Kaldi's "till the end"
+        return replace(utterance, **part)  # type: ignore[arg-type]
     except ValueError as error:
         return replace(utterance, problem=f"{source}: {error}")
+
+
+def _refuse_channel(wav: Path, channel: list[str]) -> None:
+    """ValueError where a line of `segments` means one channel of several."""
+    if not channel or not os.path.isfile(wav):
+        return
+    with suppress(soundfile.SoundFileError):  # a broken file is named when it is checked
+        if (channels := soundfile.info(str(wav)).channels) > 1:
+            raise ValueError(f"channel {channel[0]} of a recording with {channels}; {ONE_CHANNEL}")
 
 
 def _cut_utterances(row: Row, roots: list[Path]) -> list[Utterance]:
@@ -232,7 +248,10 @@ def _lhotse_file(recording: Mapping[str, Any], channel: Any, roots: list[Path]) 
     sources = recording["sources"]
     channels = {each for source in sources for each in source.get("channels", [0])}
     if len(sources) != 1 or (len(channels) > 1 and isinstance(channel, int)):
-        raise ValueError(f"one channel of a recording with {len(channels)}; write it to a file")
+        raise ValueError(f"one channel of a recording with {len(channels)}; {ONE_CHANNEL}")
+    if changes := recording.get("transforms"):
+        names = ", ".join(str(change.get("name")) for change in changes)
+        raise ValueError(f"a recording that lhotse changes when it is read ({names})")
     if sources[0].get("type") != "file":
         raise ValueError(f"audio of type {sources[0].get('type')!r}, expected 'file'")
     return find_file(str(sources[0]["source"]), roots)
