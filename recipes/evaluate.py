@@ -30,7 +30,7 @@ from w2v_plugin.inputs import CannotStart
 from w2v_plugin.language_folders import per_language
 from w2v_plugin.manifests import read_manifest
 from w2v_plugin.score_pages import draw, page
-from w2v_plugin.score_report import markdown, rate, sections
+from w2v_plugin.score_report import markdown, p_value, rate, sections
 from w2v_plugin.scoring import METRICS
 
 EXAMPLES = """\
@@ -229,7 +229,11 @@ def collect(
 
 def keep(folder: Path, test: str, references: Sequence[Reference], answers: Answers) -> None:
     texts = [answers.texts.get(reference.id, "") for reference in references]
-    write_hypotheses(folder / f"hyp_{test}_{answers.system}.csv", references, texts)
+    write_hypotheses(said_path(folder, test, answers.system), references, texts)
+
+
+def said_path(folder: Path, test: str, system: str) -> Path:
+    return folder / f"hyp_{test}_{system}.csv"
 
 
 # --- reports -------------------------------------------------------------------------------------
@@ -274,10 +278,10 @@ def summary(evaluations: Iterable[Evaluation]) -> Iterator[str]:
             if missing := len(system["unanswered"]):
                 yield f"  {missing} of {report['utterances']} utterances without a text"
         for row in report["differences"]:
-            p = "too few segments for p" if row["p"] is None else f"p = {row['p']:.2g}"
+            p = p_value(row["p"])
             yield (
                 f"{report['test']}, {row['system']} - {row['other']}: {row['metric']} "
-                f"{rate(row['points'], row['points_95'], '+.2f')}, {p}"
+                f"{rate(row['points'], row['points_95'], '+.2f')}, p: {p}"
             )
 
 
@@ -286,6 +290,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if (arguments.out / "results.json").exists():
         raise CannotStart(f"{arguments.out} holds results. Choose another folder.")
     tests = test_sets(arguments)
+    files = [said_path(arguments.out, test, name) for test in tests for name in arguments.names]
+    if len(set(files)) < len(files):
+        twice = next(file.name for file in files if files.count(file) > 1)
+        raise CannotStart(f"Two systems and test sets would write {twice}: give other --names.")
     for name, references in tests.items():
         Evaluation(name, references, ())  # a test set without a word is refused before the hours
     answers = collect(arguments, tests)

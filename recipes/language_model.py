@@ -38,7 +38,7 @@ from w2v_plugin.lm_tuning import Weights, searches, tune
 from w2v_plugin.manifests import read_manifest
 from w2v_plugin.ngrams import END, NgramLM, load_ngrams
 from w2v_plugin.scoring import score, spaceless
-from w2v_plugin.significance import ends, resampled_rates
+from w2v_plugin.significance import ends, intervals
 from w2v_plugin.text import WORD_BOUNDARY, CharVocabulary, normalize_text
 
 EXAMPLES = """\
@@ -121,20 +121,20 @@ def error_rates(references: Sequence[str], systems: dict[str, Sequence[str]]) ->
     """
     scored = {name: score(references, texts) for name, texts in systems.items()}
     arrays = np.stack([found.array for found in scored.values()])
-    drawn = resampled_rates(arrays, BOOTSTRAP["draws"], BOOTSTRAP["seed"])
+    drawn = intervals(arrays, [""] * len(references), BOOTSTRAP["draws"], BOOTSTRAP["seed"])["95"]
     rates: dict[str, Any] = {}
-    for draws, (name, found) in zip(drawn.T, scored.items(), strict=True):
+    for place, (name, found) in enumerate(scored.items()):
         characters = score(references, systems[name], "characters").total
         rates[name] = {
             "WER": round(found.total.error_rate, 2),
-            "WER_95": ends(draws),
+            "WER_95": ends(None if drawn is None else drawn[:, place]),
             "CER": round(characters.error_rate, 2),
             "errors": found.total.errors,
         }
     first, *_, last = rates
     rates["gain"] = {
         "points": round(rates[first]["WER"] - rates[last]["WER"], 2),
-        "points_95": ends(drawn[:, 0] - drawn[:, -1]),
+        "points_95": ends(None if drawn is None else drawn[:, 0] - drawn[:, -1]),
     }
     return rates
 
@@ -216,7 +216,7 @@ def positive(text: str) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Refuse what can be refused before the model is loaded."""
-    if (arguments.out / "decoding.json").exists():
+    if (arguments.out / "results.json").exists():  # written last
         raise CannotStart(f"{arguments.out} holds a language model. Choose another folder.")
     heard = {path.resolve() for path in (arguments.dev, *arguments.test)}
     if len(heard) < 1 + len(arguments.test):
@@ -241,6 +241,7 @@ def build(arguments: argparse.Namespace, vocabulary: CharVocabulary) -> dict[str
         raise CannotStart(str(error)) from error
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "decoding.json").unlink(missing_ok=True)  # of a run that did not end
     model.write(arguments.out / "lm.arpa")
     counts = [len(order.word) for order in model.orders]
     print(f"{arguments.out / 'lm.arpa'}: {', '.join(map(str, counts))} n-grams of 1 word and more")

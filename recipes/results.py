@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from w2v_plugin.score_report import rate, table
+from w2v_plugin.markdown_tables import table
+from w2v_plugin.score_report import rate
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 HEADER = ("system", "test set", "utterances", "WER % [95 %]", "CER % [95 %]", "hardware", "commit",

@@ -154,6 +154,17 @@ def test_common_voice_splits(common_voice: Path, tmp_path: Path) -> None:
     assert not flagged_path(tmp_path / "out" / "train.csv").exists()
 
 
+def test_common_voice_splits_without_clips(common_voice: Path, tmp_path: Path, capsys) -> None:
+    """Small languages have headers only; the others are worth having, none is an error."""
+    write(common_voice / "dev.tsv", [CV])
+    assert run("common_voice", "--data", common_voice, "--out", tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").glob("t*.csv")} >= {"train.csv", "test.csv"}
+    assert not (tmp_path / "out" / "dev.csv").exists()
+    assert f"no clips are listed for {tmp_path}/out/dev.csv" in capsys.readouterr().err
+    where = ("--data", common_voice, "--split", "dev", "--out", tmp_path / "m.csv")
+    assert run("common_voice", *where) == 2
+
+
 def test_common_voice_votes_and_voices_of_other_splits(common_voice: Path, tmp_path: Path) -> None:
     """What is left out is counted with its line."""
     out = tmp_path / "m.csv"

@@ -171,6 +171,8 @@ def test_bad_input_is_one_line(
     twin = tmp_path / "twin" / "good.csv"
     twin.parent.mkdir()
     twin.write_bytes(good.read_bytes())
+    clean = twin.with_name("good_clean.csv")
+    clean.write_bytes(good.read_bytes())
     cases = [
         ([*model, "--manifest", tmp_path / "none.csv"], "no such manifest"),
         ([*model, "--manifest", empty], "none of 1 references has a word"),
@@ -179,6 +181,10 @@ def test_bad_input_is_one_line(
         ([*model, "--manifest", good, "--lm", tmp_path / "none.arpa"], "--lm"),
         (["--hyp", other, "--manifest", good], "'nobody' is none of the 3 utterances"),
         (["--hyp", other], "holds no references"),
+        (
+            [*model, *model, "--names", "clean_x", "x", "--manifest", good, clean],
+            "would write hyp_good_clean_x.csv",
+        ),
     ]
     for argv, complaint in cases:
         assert recipe.main([*map(str, argv), "--out", str(out)]) == 2

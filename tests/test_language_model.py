@@ -287,6 +287,8 @@ def test_the_gain_has_an_interval_of_its_own() -> None:
     assert rates["gain"] == {"points": 50.0, "points_95": [50.0, 50.0]}
     low, high = rates["greedy"]["WER_95"]
     assert low < 75 < high
+    single = recipe.error_rates(["a b"], {"greedy": ["a"], "language model": ["a b"]})
+    assert (single["greedy"]["WER_95"], single["gain"]["points_95"]) == (None, None)
 
 
 def test_wrong_calls_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +298,7 @@ def test_wrong_calls_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     other = str(manifest(tmp_path / "other.csv", ["ZEBRA"]))
     new = ["--out", str(tmp_path / "new")]
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "decoding.json").write_text("{}")
+    (tmp_path / "old" / "results.json").write_text("{}")
     for arguments, message in [
         (["--text", train, dev, "--dev", dev, *new], r"dev\.csv is both --text and what is eval"),
         (["--text", train, "--dev", dev, "--test", dev, *new], "name the same manifest"),
@@ -321,6 +323,9 @@ def test_weights_are_kept_when_a_test_cannot_be_heard(
     with pytest.raises(BadAudio, match="no such file"):
         run(monkeypatch, [*arguments, "--out", str(tmp_path / "lm")], [*DEV, *TEST])
     assert load_decoding(tmp_path / "lm")["alpha"] > 0
+    manifest(tmp_path / "test.csv", TEST)  # again, with its audio
+    run(monkeypatch, [*arguments, "--out", str(tmp_path / "lm")], [*DEV, *TEST])
+    assert json.loads((tmp_path / "lm" / "results.json").read_text())["test"]
 
 
 def test_texts_that_leave_nothing_are_told_why(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ import pytest
 
 from w2v_plugin.normalization import TextRules, split_units
 
+ROOT = Path(__file__).resolve().parents[1]
+SPEECH = Path(os.environ.get("W2V_SPEECH", ROOT.parent / "shared" / "speech"))
+
 # as written -> as learned, with the default rules
 TEXTS = {
     "german": (
@@ -215,9 +218,9 @@ def test_whole_numbers_are_spelled(text: str, expected: str, unread: str) -> Non
 )
 def test_real_transcripts(folder: str, letters: set[str], unread: int) -> None:
     """Only letters are left; every word of letters is one word still."""
-    root = Path(os.environ.get("W2V_SPEECH", "")) / folder
-    if not os.environ.get("W2V_SPEECH") or not root.is_dir():
-        pytest.skip("no real speech here (W2V_SPEECH)")
+    root = SPEECH / folder
+    if not root.is_dir():
+        pytest.skip(f"{root} is absent; W2V_SPEECH names a folder of real speech")
     lines = (root / "manifest.tsv").read_text(encoding="utf-8").splitlines()[1:]
     found = [TextRules().apply(line.split("\t")[4]) for line in lines]
     assert set("".join(each.text for each in found)) <= letters

@@ -18,7 +18,7 @@ from w2v_plugin.circumstances import circumstances, sha256
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.evaluation import Answers, Evaluation, common_letters, length_bins
 from w2v_plugin.hypotheses import Reference, read_hypotheses, read_references, write_hypotheses
-from w2v_plugin.score_pages import aligned, page
+from w2v_plugin.score_pages import aligned, draw, page
 from w2v_plugin.score_report import markdown, sections
 from w2v_plugin.scoring import Counts, Step, confusions, score, spaceless
 from w2v_plugin.significance import (
@@ -282,7 +282,7 @@ def test_figures_of_a_test_set() -> None:
     # hello you right; good bye deleted; uh inserted; café taken for cafe, no right, 7 deleted
     expected = {"hits": 3, "substitutions": 1, "deletions": 3, "insertions": 1}
     assert system["counts"]["words"] == expected
-    assert system["WER"] == round(500 / 7, 3) and system["SER"] == 75.0
+    assert system["WER"] == round(500 / 7, 6) and system["SER"] == 75.0
     assert system["source"] == "runs/a"
     assert system["unanswered"] == ["u2"] and system["failed"] == {"u2": "broken"}
     assert system["unsayable"] == {"7": 1, "é": 1}
@@ -298,6 +298,17 @@ def test_figures_of_a_test_set() -> None:
     empty = system["by_length"][0]
     assert (empty["from"], empty["to"], empty["utterances"], empty["WER"]) == (0, 0, 1, None)
     assert sum(row["utterances"] for row in system["by_length"]) == len(SAID)
+
+
+def test_speakers_that_are_not_known_are_not_one_speaker() -> None:
+    """Neither counted nor drawn; a name with the signs of mathematics is only a name."""
+    said = [Reference(str(i), "" if i else "ann", "a b") for i in range(4)]
+    evaluation = Evaluation("test", said, [Answers("lm $x_$", {r.id: "a" for r in said})])
+    assert evaluation.report["speakers"] is None
+    assert evaluation.report["systems"][0]["WER_95_speakers"] is None
+    first = next(sections(evaluation.report))
+    assert first.paragraphs[0].startswith("4 utterances of speakers that are not told apart; ")
+    assert draw(evaluation)[1:4] == b"PNG"
 
 
 def test_differences_are_to_the_first_system() -> None:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from w2v_plugin.checks import FLAGS, AudioFacts, Flag, Utterance, Verdict
 from w2v_plugin.manifests import flagged_path, skipped_path
+from w2v_plugin.markdown_tables import table
 from w2v_plugin.text import clean_text
 
 SHOWN_SPEAKERS = 20
@@ -203,12 +204,7 @@ def _counted(counts: Mapping[object, int] | Counter[str] | Counter[int]) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in cells)
-
-
-def _escaped(cell: str) -> str:
-    return clean_text(cell).replace("|", "\\|")
+    return "\n".join(table(header, [[clean_text(cell) for cell in row] for row in rows]))
 
 
 def _shown(character: str) -> str:

@@ -26,6 +26,7 @@ from w2v_plugin.significance import GOOD, ends, intervals, mapsswe
 from w2v_plugin.text import CharVocabulary, normalize_text
 
 SHOWN = 20  # confusions of each kind
+DECIMALS = 6  # of what reports round to fewer
 BINS = 5  # of utterances by length, with about as many each
 
 
@@ -136,12 +137,13 @@ class Evaluation:
         """All figures, as in `results.json`: small, nothing by utterance."""
         seconds = sum(reference.seconds for reference in self.references)
         totals = {unit: self.scored[unit][0].total.reference for unit in UNITS}
+        speakers = {reference.speaker for reference in self.references}
         systems = [self._system(index) for index in range(len(self.answers))]
         differences = []
         for metric, unit in METRICS.items():
-            speakers = [reference.speaker for reference in self.references]
+            voices = [reference.speaker for reference in self.references]
             counts = np.stack([scored.array for scored in self.scored[unit]])
-            draws = intervals(counts, speakers, self.repeats, self.seed)
+            draws = intervals(counts, voices, self.repeats, self.seed)
             for kind, drawn in draws.items():
                 for index, system in enumerate(systems):
                     of_one = None if drawn is None else drawn[:, index]
@@ -150,7 +152,7 @@ class Evaluation:
         return {
             "test": self.name,
             "utterances": len(self.references),
-            "speakers": len({reference.speaker for reference in self.references}),
+            "speakers": None if "" in speakers else len(speakers),
             "seconds": round(seconds, 1) if seconds else None,
             **totals,
             "empty_references": self.texts.count(""),
@@ -168,11 +170,11 @@ class Evaluation:
         return {
             "system": answers.system,
             **answers.about,
-            "WER": round(totals["words"].error_rate, 3),
-            "CER": round(totals["characters"].error_rate, 3),
-            "MER": round(words.total.mer, 3),
-            "WIL": round(words.total.wil, 3),
-            "SER": round(100 * wrong / len(ids), 3),
+            "WER": round(totals["words"].error_rate, DECIMALS),
+            "CER": round(totals["characters"].error_rate, DECIMALS),
+            "MER": round(words.total.mer, DECIMALS),
+            "WIL": round(words.total.wil, DECIMALS),
+            "SER": round(100 * wrong / len(ids), DECIMALS),
             "counts": {unit: asdict(total) for unit, total in totals.items()},
             "unanswered": [name for name in ids if name not in answers.texts],
             "failed": dict(answers.failed),
@@ -192,7 +194,7 @@ class Evaluation:
             "system": self.answers[index].system,
             "other": self.answers[0].system,
             "metric": metric,
-            "points": round(other.total.error_rate - first.total.error_rate, 3),
+            "points": round(other.total.error_rate - first.total.error_rate, DECIMALS),
             **{f"points_{kind}": ends(gap) for kind, gap in gaps.items()},
             "segments": count,
             "p": p,
@@ -220,7 +222,7 @@ class Evaluation:
             counts = self.scored[unit][index].counts
             total = sum((counts[i] for i in those), Counts())
             found[unit] = total.reference
-            found[metric] = round(total.error_rate, 3) if total.reference else None
+            found[metric] = round(total.error_rate, DECIMALS) if total.reference else None
         return found
 
 

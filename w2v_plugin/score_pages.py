@@ -119,12 +119,13 @@ def draw(evaluation: Evaluation) -> bytes:
     marks = "os^Dv"
     for place, system in enumerate(systems):
         rates = [system["by_speaker"][i][lead] for i in order]
-        how = {"marker": marks[place % len(marks)], "label": system["system"]}
+        how = {"marker": marks[place % len(marks)], "label": _plain(system["system"])}
         left.plot(range(1, len(rates) + 1), rates, linestyle="", **how)
         rows = [row for row in system["by_length"] if row[lead] is not None]
         right.plot([row[lead] for row in rows], **how)
         right.set_xticks(range(len(rows)), [span(row["from"], row["to"]) for row in rows])
-    left.set(xlabel=f"speakers, by the {lead} of {systems[0]['system']}", ylabel=f"{lead}, %")
+    name = _plain(systems[0]["system"])
+    left.set(xlabel=f"speakers, by the {lead} of {name}", ylabel=f"{lead}, %")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel=f"{METRICS[lead]} in the utterance", ylabel=f"{lead}, %")
     for axis in (left, right):
@@ -137,6 +138,11 @@ def draw(evaluation: Evaluation) -> bytes:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
     return file.getvalue()
+
+
+def _plain(name: str) -> str:
+    """Of a system, without what matplotlib takes for mathematics."""
+    return name.replace("$", r"\$")
 
 
 def _test(evaluation: Evaluation, show: int) -> Iterator[str]:

@@ -6,16 +6,15 @@ adds pictures and alignments.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from w2v_plugin.markdown_tables import escaped, table
 from w2v_plugin.scoring import METRICS
 
 Report = dict[str, Any]
-MARKUP = re.compile(r"[\\`*<|]|(?<!\w)_|_(?!\w)")
 SPACE, CIRCLE, NOTHING = "␣", "◌", "-"
 
 
@@ -88,27 +87,14 @@ def markdown(parts: Iterable[Section], picture: str) -> str:
     """
     lines: list[str] = []
     for number, part in enumerate(parts):
-        lines += [f"{'###' if number else '##'} {_escaped(part.title)}", ""]
+        lines += [f"{'###' if number else '##'} {escaped(part.title)}", ""]
         for paragraph in part.paragraphs:
-            lines += [_escaped(paragraph), ""]
+            lines += [escaped(paragraph), ""]
         if part.rows:
             lines += [*table(part.header, part.rows), ""]
         if not number:
             lines += [f"![Error rates]({picture})", ""]
     return "\n".join(lines)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table.
-
-    Example
-    -------
-    >>> table(["a", "b"], [["x|y", "1"]])
-    ['| a | b |', '|---|---|', '| x\\\\|y | 1 |']
-    """
-    lines = [header, *rows]
-    cells = [f"| {' | '.join(map(_escaped, line))} |" for line in lines]
-    return [cells[0], "|---" * len(header) + "|", *cells[1:]]
 
 
 def percent(value: float | None) -> str:
@@ -148,10 +134,12 @@ def bracket(ends: Sequence[float] | None, form: str = ".2f") -> str:
 def _data(report: Report) -> str:
     audio = f", {report['seconds'] / 60:.1f} min of audio" if report["seconds"] else ""
     empty = report["empty_references"]
+    voices = report["speakers"]
+    speakers = "speakers that are not told apart" if voices is None else _many(voices, "speaker")
     return (
-        f"{_many(report['utterances'], 'utterance')} of {_many(report['speakers'], 'speaker')}"
-        f"{audio}; {_many(report['words'], 'word')}, {_many(report['characters'], 'character')} "
-        f"with the spaces between words"
+        f"{_many(report['utterances'], 'utterance')} of {speakers}{audio}; "
+        f"{_many(report['words'], 'word')}, {_many(report['characters'], 'character')} "
+        "with the spaces between words"
         + (f"; {_many(empty, 'empty reference')}." if empty else ".")
     )
 
@@ -214,7 +202,7 @@ def _differences(report: Report) -> tuple[list[str], list[list[str]]]:
             row["metric"],
             rate(row["points"], row["points_95"], "+.2f"),
             bracket(row["points_95_speakers"], "+.2f"),
-            _p(row["p"]),
+            p_value(row["p"]),
             str(row["segments"]),
         ]
         for row in found
@@ -318,7 +306,14 @@ def _metrics(report: Report) -> list[str]:
     return sorted(METRICS, key=lambda metric: metric != report["leads"])
 
 
-def _p(p: float | None) -> str:
+def p_value(p: float | None) -> str:
+    """As it is reported; None is that of too few segments.
+
+    Example
+    -------
+    >>> p_value(0.01234), p_value(0.0), p_value(None)
+    ('0.012', '< 0.001', 'too few segments')
+    """
     if p is None:
         return "too few segments"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -326,8 +321,3 @@ def _p(p: float | None) -> str:
 
 def _many(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _escaped(text: str) -> str:
-    """So that a cell stays one, and what looks like markup is text."""
-    return MARKUP.sub(r"\\\g<0>", text)

@@ -82,7 +82,7 @@ def intervals(
     counts : ndarray
         (systems, utterances, 2), see `resampled_rates`.
     speakers : sequence of str
-        (utterances,).
+        (utterances,); "" where one is not known.
     repeats, seed : int
         See `resampled_rates`.
 
@@ -90,7 +90,7 @@ def intervals(
     -------
     dict
         By the suffix of what is reported: "95" draws utterances, "95_speakers" speakers; None
-        where there is nothing to draw from, which needs two.
+        where there is nothing to draw from, which needs two, all of them known.
 
     Example
     -------
@@ -98,11 +98,11 @@ def intervals(
     >>> draws["95"].shape, draws["95_speakers"]
     ((10, 1), None)
     """
-    several = counts.shape[1] > 1
     grouped = by_group(counts, speakers)
+    known = grouped.shape[1] > 1 and "" not in speakers
     return {
-        "95": resampled_rates(counts, repeats, seed) if several else None,
-        "95_speakers": resampled_rates(grouped, repeats, seed) if grouped.shape[1] > 1 else None,
+        "95": resampled_rates(counts, repeats, seed) if counts.shape[1] > 1 else None,
+        "95_speakers": resampled_rates(grouped, repeats, seed) if known else None,
     }
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from w2v_plugin.markdown_tables import table
 from w2v_plugin.normalization import TextRules
 
 SHOWN, ALL = 20, 100  # of a kind, of an alphabet; everything is in the .json and .tsv
@@ -236,12 +237,7 @@ def _section(
     """A table, or nothing."""
     if not rows:
         return ""
-    lines = [f"## {title} ({len(rows)})", "", _row(header), _row(["---"] * len(header))]
-    lines += [_row(row) for row in rows[:shown]]
+    lines = [f"## {title} ({len(rows)})", "", *table(header, rows[:shown])]
     if len(rows) > shown:
         lines += ["", f"... and {len(rows) - shown} more, see text_report.json"]
     return "\n".join(lines) + "\n"
-
-
-def _row(cells: Sequence[object]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -138,10 +138,15 @@ def parts(options: argparse.Namespace) -> Mapping[Path, Sequence[Utterance]]:
     """Manifests and what belongs into them."""
     paths = part_paths(options.out, options.split)
     rules = {"min_up": options.min_up, "max_down": options.max_down}
-    return {
+    listed = {
         path: list_split(options.data, name, without=options.without, **rules)
         for name, path in paths.items()
     }
+    if any(listed.values()):  # small languages have splits of a header alone
+        for path in [path for path, utterances in listed.items() if not utterances]:
+            print(f"common_voice.py: no clips are listed for {path}: not written", file=sys.stderr)
+            del listed[path]
+    return listed
 
 
 def main(argv: list[str] | None = None) -> int:
