@@ -57,7 +57,7 @@ import torch
 import yaml
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from w2v_plugin.budget import BudgetBrain
+from w2v_plugin.budget import WHOLE, BudgetBrain
 from w2v_plugin.circumstances import circumstances
 from w2v_plugin.data import by_length, durations, speech_dataset
 from w2v_plugin.folders import load_pretrained
@@ -112,7 +112,7 @@ def build(job: Job, options: argparse.Namespace, folder: Path) -> BudgetBrain:
         hparams["wav2vec2"].freeze_extractor()
     hparams |= {
         "seconds": options.seconds,
-        "schedule": partial(hparams["schedule"], total=options.seconds),
+        "schedule": partial(hparams["schedule"], total=WHOLE),
         "epoch_counter": EpochCounter(options.validations),
         "optimizer_step_limit": None,
     }

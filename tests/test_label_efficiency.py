@@ -139,10 +139,12 @@ def test_compare_by_hand() -> None:
     counts = np.array([[[[[e, 100]]] for e in errors[arm]] for arm in "ab"])
     report = compare("ab", [1, 10, 100], counts, repeats=5)
     assert [row["error"] for row in report["curves"]] == [80, 60, 40, 40, 30, 20]
-    assert [row["points"] for row in report["differences"]] == [40, 30, 20]
-    assert {row["points_95"] for row in report["differences"]} == {(40, 40), (30, 30), (20, 20)}
-    assert [row["other_minutes"] for row in report["labels_needed"]] == ["< 1", "< 1", "1"]
-    swapped = compare("ba", [1, 10, 100], counts[::-1], repeats=5)["labels_needed"]
+    ahead, back = report["differences"][:3], report["differences"][3:]
+    assert [row["points"] for row in ahead] == [40, 30, 20]
+    assert [row["points"] for row in back] == [-40, -30, -20]
+    assert [row["points_95"] for row in ahead] == [(40, 40), (30, 30), (20, 20)]
+    needed, swapped = report["labels_needed"][:3], report["labels_needed"][3:]
+    assert [row["other_minutes"] for row in needed] == ["< 1", "< 1", "1"]
     assert [row["other_minutes"] for row in swapped] == ["100", "> 100", "> 100"]
     assert [row["other_minutes_95"] for row in swapped] == [
         ["100", "100"],
@@ -327,8 +329,8 @@ def test_budget_counts_compute_and_keeps_the_best(
     data = speech_dataset(manifest, vocabulary=brain.hparams.vocabulary)
     brain.fit_on(data, data)
     assert brain.optimizer_step == 6 and brain.spent == 6.0 and len(states) == 3
-    # tiny.yaml: constant until 0.05 + 0.6 of 6 s, then linear to 0.01 of the peak at 6 s
-    expected = [1, 1, 1, 1, 1 - 0.99 * 0.1 / 2.1, 1 - 0.99 * 1.1 / 2.1]
+    # tiny.yaml: up in 0.3 s of 6 s, constant until 0.05 + 0.6 of it, then linear to 0.01
+    expected = [1 / 50_000, 1, 1, 1, 1 - 0.99 * 0.1 / 2.1, 1 - 0.99 * 1.1 / 2.1]
     assert rates == pytest.approx([0.01 * share for share in expected], rel=1e-12)
     final = brain.model.state_dict()
     assert all(torch.equal(final[key], states[1][key]) for key in final)
@@ -440,3 +442,16 @@ def test_tables_compare_with_the_controls() -> None:
     assert "| 5 | -30.0 [-30.0, -30.0] | -40.0 [-40.0, -40.0] |" in text
     assert "| 5 | 0.62 [0.62, 0.62] | 0.50 [0.50, 0.50] |" in text
     assert "new - none" in text and "new - old" not in text
+
+
+def test_a_control_may_stand_anywhere() -> None:
+    """Every arm against it, wherever it was named; two controls once, in the order given."""
+    counts = np.array([[[[[errors, 10]]]] for errors in (5, 4, 8)])
+    compared = compare(["new", "old", "none"], [5], counts, repeats=3)
+    text = "\n".join(table("CER", compared, ["old"]))
+    assert "| minutes | new - old | none - old |" in text
+    text = "\n".join(table("CER", compared, ["none", "new"]))
+    assert "| minutes | new - none" not in text
+    assert "| minutes | old - new | old - none | none - new |" in text
+    alone = compare(["none"], [5], counts[:1], repeats=3)
+    assert "Difference" not in "\n".join(table("CER", alone, ["none"]))

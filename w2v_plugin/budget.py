@@ -20,6 +20,9 @@ from w2v_plugin.brains import CTCBrain
 from w2v_plugin.data import by_length, collate, durations
 from w2v_plugin.sampling import BucketSampler
 
+# of a budget, as schedules count it: in seconds, warm-ups could begin where they end
+WHOLE = 1_000_000
+
 
 class Parts:
     """An endless stream cut into parts: each iteration goes on where the last one stopped.
@@ -57,9 +60,9 @@ class BudgetBrain(CTCBrain):
     finished. On one process only, and not resumed: a run of minutes is repeated.
 
     Hyperparameters beyond those of `CTCBrain`: `seconds`; `epoch_counter`, whose limit is the
-    number of validations, in equal parts of the budget; `schedule`, a function of the seconds spent
-    (not of the update) to a share of the peak learning rate; `best_by`, the score that picks among
-    the validations.
+    number of validations, in equal parts of the budget; `schedule`, a function of the millionths of
+    the budget that are spent (not of the update) to a share of the peak learning rate; `best_by`,
+    the score that picks among the validations.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,8 +70,8 @@ class BudgetBrain(CTCBrain):
         self.spent = 0.0
         self.best_score = math.inf
         self.best_state: dict[str, Tensor] = {}
-        schedule = self.hparams.schedule
-        self.hparams.schedule = lambda update: schedule(self.spent)
+        schedule, seconds = self.hparams.schedule, self.hparams.seconds
+        self.hparams.schedule = lambda update: schedule(WHOLE * self.spent / seconds)
 
     def compute_clock(self) -> float:
         """Seconds, of which differences count."""

@@ -30,6 +30,7 @@ OF_TRAINING = (
     *("padding", "dropout", "attention_dropout", "activation_dropout", "layer_drop"),
     *("feature_grad_scale", "activation_checkpointing"),
 )
+DROPOUTS = OF_TRAINING[1:5]
 
 
 def start_from(model: Wav2Vec2Pretraining, source: str | Path) -> bool:
@@ -119,7 +120,8 @@ def body_of(
         Of the updates with "lora".
     **training
         What only training needs: padding, dropout, attention_dropout, activation_dropout,
-        layer_drop, feature_grad_scale, activation_checkpointing. The rest is the checkpoint's.
+        layer_drop, feature_grad_scale, activation_checkpointing. Dropouts that are not given are
+        0: what a checkpoint was pretrained with depends on its format. The rest is its own.
 
     Raises
     ------
@@ -149,6 +151,7 @@ def body_of(
             f"pretrained={source!r}, expected a model folder or a checkpoint. Training from "
             "scratch is for recipes/finetune_ctc.py."
         )
+    training = dict.fromkeys(DROPOUTS, 0.0) | training
     found = open_model(source)
     body = found if isinstance(found, Wav2Vec2) else found.wav2vec2
     if adapters == "mms":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import combinations, product
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -219,17 +219,17 @@ def compare(
     Returns
     -------
     dict of str to list of dict
-        "curves": `error` in percent, `by_seed`. "differences", of every two arms: `points` of
-        percent, `arm` less `other`, and `ratio`, `arm` by `other`. "labels_needed", of every two
-        arms: `other_minutes` until `other` has the error that `arm` has, as text, since it can lie
-        outside of the curve. Intervals end in `_95`.
+        "curves": `error` in percent, `by_seed`. "differences", of every arm to every other:
+        `points` of percent, `arm` less `other`, and `ratio`, `arm` by `other`. "labels_needed", of
+        the same pairs: `other_minutes` until `other` has the error that `arm` has, as text, since
+        it can lie outside of the curve. Intervals end in `_95`.
 
     Example
     -------
     >>> report = compare(["a", "b"], [1, 4], np.array([[[[[4, 8]]], [[[2, 8]]]],
     ...                                                [[[[6, 8]]], [[[2, 8]]]]]))
     >>> [(row["minutes"], row["other_minutes"]) for row in report["labels_needed"]]
-    [(1, '2'), (4, '4')]
+    [(1, '2'), (4, '4'), (1, '< 1'), (4, '4')]
     """
     curves, draws = error_curves(counts), np.array(list(resampled(counts, repeats)))
     by_seed = np.stack([error_curves(counts[:, :, [seed]]) for seed in range(counts.shape[2])], -1)
@@ -238,7 +238,7 @@ def compare(
         point = {"arm": arm, "minutes": size, "by_seed": by_seed[a, i].tolist()}
         point |= {"error": float(curves[a, i]), "error_95": interval(draws[:, a, i])}
         report["curves"].append(point)
-    pairs = combinations(range(len(arms)), 2)
+    pairs = permutations(range(len(arms)), 2)
     for (a, b), (i, size) in product(pairs, enumerate(minutes)):
         pair = {"arm": arms[a], "other": arms[b], "minutes": size}
         gap, gap_95 = float(curves[a, i] - curves[b, i]), interval(draws[:, a, i] - draws[:, b, i])

@@ -24,22 +24,27 @@ def table(metric: str, compared: dict[str, Any], controls: Sequence[str]) -> lis
     compared : dict
         From `compare`.
     controls : sequence of str
-        Arms that the others are compared with.
+        Arms that the others are compared with, and each with those after it.
     """
+
+    def shown(row: dict[str, Any]) -> bool:
+        arm, other = ([*controls, name].index(name) for name in (row["arm"], row["other"]))
+        return other < len(controls) and (arm < other or arm == len(controls))
+
     curves, gaps, ratios, needed = {}, {}, {}, {}
     for row in compared["curves"]:
         cell = f"{row['error']:.1f} {ends(row['error_95'], '.1f')} ("
         cell += " ".join(f"{error:.1f}" for error in row["by_seed"]) + ")"
         curves[row["arm"], row["minutes"]] = cell
     for row in compared["differences"]:
-        if row["other"] not in controls:
+        if not shown(row):
             continue
         cell = f"{row['points']:+.1f} {ends(row['points_95'], '+.1f')}"
         gaps[f"{row['arm']} - {row['other']}", row["minutes"]] = cell
         cell = f"{row['ratio']:.2f} {ends(row['ratio_95'], '.2f')}"
         ratios[f"{row['arm']} / {row['other']}", row["minutes"]] = cell
     for row in compared["labels_needed"]:
-        if row["other"] not in controls:
+        if not shown(row):
             continue
         cell = f"{row['other_minutes']} {ends(row['other_minutes_95'], '')}"
         needed[f"{row['other']} as good as {row['arm']}", row["minutes"]] = cell
@@ -57,6 +62,8 @@ def ends(interval: Sequence[Any], form: str) -> str:
 
 def rows(title: str, cells: dict[tuple[str, float], str]) -> list[str]:
     """Columns and minutes of labels, in the order in which they come."""
+    if not cells:  # the control alone, so far
+        return []
     heads, sizes = (list(dict.fromkeys(some)) for some in zip(*cells, strict=True))
     lines = [title, "", f"| minutes | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for size in sizes:
