@@ -7,7 +7,7 @@ Every top-level key of the YAML can be overridden. SpeechBrain's options work to
 --precision bf16, --debug. On several processes: torchrun --nproc_per_node=2
 recipes/pretrain.py ... (on CPUs add --device=cpu --distributed_backend=gloo); on several machines:
 recipes/cluster/pretrain.slurm. Started again with the same output folder, an interrupted run goes
-on where it stopped; other audio or another start is refused there.
+on where it stopped; other audio, another start or other batches are refused there.
 
 First it prints what the run will cost (audio per update, passes, time and memory, measured by a
 trial that leaves no trace); --dry_run ends there.
@@ -111,6 +111,7 @@ def training_of(hparams: dict[str, Any]) -> dict[str, Any]:
     corpora = named_corpora(hparams["train_csv"])
     return {
         "start_from": absolute(hparams["start_from"]),
+        **{name: hparams[name] for name in ("seed", "batch_s", "valid_every")},
         "sha256 of train_csv": {name: sha256(path) for name, path in corpora.items()},
     }
 

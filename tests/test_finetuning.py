@@ -19,6 +19,7 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from w2v_plugin.errors import BadManifest, NotStreamable
 from w2v_plugin.manifests import Utterance, write_manifest
 from w2v_plugin.training import StepBrain
 
@@ -60,7 +61,8 @@ def test_published_settings(name: str, tmp_path: Path) -> None:
         *(model.mask_prob, model.channel_mask_prob, model.wav2vec2.encoder.layer_drop),
     )
     assert (model.mask_length, model.channel_mask_length) == (10, 64)
-    assert h["batch_s"] * h["grad_accumulation_factor"] == 1600
+    seconds = 1920 if name == "large_960h" else 1600  # of audio in an update: 24 GPUs of 80 s
+    assert h["batch_s"] * h["grad_accumulation_factor"] == seconds
     rates = [h["schedule"](h["updates"] * share) for share in (0.05, 0.1, 0.4, 0.75, 1.0)]
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.525, 0.05], abs=1e-3)
     dropouts = {x.p for x in model.modules() if isinstance(x, torch.nn.Dropout)}
@@ -214,7 +216,33 @@ def test_checkpoints_of_another_training_are_refused(
         recipe()([*other, vocabularies[0]])
     with pytest.raises(ValueError, match=r"another training \(pretrained: None, now .*run/model\)"):
         recipe()([*argv, vocabularies[0], f"--pretrained={run}/model"])
+    with pytest.raises(ValueError, match=r"another training \(valid_every: \d+, now 3\)"):
+        recipe()([*(x for x in argv if "valid_every" not in x), vocabularies[0], "--valid_every=3"])
     recipe()([*argv, vocabularies[0]])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--test_csvs=test.csv", r"test_csvs='test.csv', expected names and manifests"),
+        ("--test_csvs={te/st: test.csv}", "'te/st', expected a name that a file can have"),
+        ("--test_csvs={test: none.csv}", "none.csv: no such manifest"),
+        ("--average=0", "average=0, expected a number of checkpoints"),
+        ("--eval_chunks=16", r"eval_chunks=16, expected a list"),
+        ("--eval_chunks=[[1, 2, 3, 4]]", r"eval_chunks=\[\[1, 2, 3, 4\]\], expected a list"),
+        ("--eval_chunks=[null, 16]", "chunks mean nothing"),
+    ],
+)
+def test_what_comes_after_the_training_is_looked_at_before(
+    option: str, message: str, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """Hours later it would be a traceback, and the scores would be missing."""
+    name = option.partition("=")[0]
+    argv = [x for x in arguments(manifests, tmp_path) if not x.startswith((name, "--wav2vec2"))]
+    body = SMALL.replace("}", ", normalize: True}")
+    with pytest.raises((ValueError, BadManifest, NotStreamable), match=message):
+        recipe()([*argv, f"--wav2vec2={body}", option])
+    assert not (tmp_path / "steps.jsonl").exists()
 
 
 def test_patience_ends_a_run_and_stays_ended(

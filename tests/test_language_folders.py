@@ -320,7 +320,9 @@ def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="Call its blank <pad>"):
         symbols = {str(i): i for i in range(9)}
         numbers = CharVocabulary.from_symbols(symbols, "0")
-        save_language(folder, trained("fra", "mms"), numbers, "fra")
+        language_folders.check_language(
+            tmp_path / "none yet", trained("fra", "mms"), numbers, "fra"
+        )
     with pytest.raises(ValueError, match="A body with no adapters"):
         save_language(folder, Wav2Vec2CTC(body(), vocab_size=9), vocabulary, "fra")
     assert contents(folder) == before

@@ -176,6 +176,21 @@ def test_what_excludes_each_other(more: dict, message: str, place: Path, tmp_pat
 # --- the recipe ----------------------------------------------------------------------------------
 
 
+def test_a_language_is_replaced_by_its_own_training_only(place: Path, tmp_path: Path) -> None:
+    """In a folder of several: the same command again ends as before, after a kill, too."""
+    how = {"adapters": "mms", "model_folder": tmp_path / "all"}
+    run(place, tmp_path / "deu", **how, language="deu")
+    (tmp_path / "deu/results.json").unlink()
+    run(place, tmp_path / "deu", **how, language="deu")
+    assert (tmp_path / "deu/results.json").is_file()
+    with pytest.raises(FileExistsError, match="has deu already"):
+        run(place, tmp_path / "other", **how, language="deu")
+    file = tmp_path / "all/adapter.deu.safetensors"
+    file.write_bytes(file.read_bytes() + b"?")  # as from another training
+    with pytest.raises(FileExistsError, match="has deu already"):
+        run(place, tmp_path / "deu", **how, language="deu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("adapters", ["mms", "lora"])
 def test_languages_are_added_one_by_one(adapters: str, place: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from w2v_plugin.hypotheses import Reference, write_hypotheses
 from w2v_plugin.manifests import read_manifest
 from w2v_plugin.same_training import absolute, check_same
 
+# on which it depends what is heard when, and how far an epoch goes
+OF_THE_ORDER = ("seed", "batch_s", "valid_every")
 # what a table of results may want to tell apart
 SETTINGS = (
     *("pretrained", "published", "updates", "batch_s", "grad_accumulation_factor", "best_by"),
@@ -58,9 +61,10 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
 
     Raises
     ------
-    ValueError
-        The output folder has checkpoints of another training.
+    ValueError, BadManifest, NotStreamable
+        The output folder has checkpoints of another training; see `check_end`.
     """
+    check_end(hparams)
     checkpoints = [hparams["checkpointer"].checkpoints_dir]
     check_same(checkpoints, hparams["output_folder"], training_of(hparams))
     brain = CTCBrain(
@@ -75,6 +79,7 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
     brain.fit_on(train, valid)
     progress = brain.progress  # of the whole training; the best checkpoint knows less
     spent = {"seconds": progress.seconds, "cpu_seconds": progress.cpu_seconds}
+    spent["updates"] = brain.optimizer_step
     weights = choose_weights(brain, valid)
     folder = Path(hparams["output_folder"])
     model_folder = Path(hparams.get("model_folder", folder / "model"))
@@ -86,6 +91,35 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
     return results
 
 
+def check_end(hparams: dict[str, Any]) -> None:
+    """Refuse what would fail after the last update: test sets, chunks, the mean of checkpoints.
+
+    Raises
+    ------
+    ValueError, BadManifest
+        They are not what they should be.
+    NotStreamable
+        There are chunks, and the model hears whole utterances only.
+    """
+    tests, chunks, average = hparams["test_csvs"], hparams["eval_chunks"], hparams.get("average", 1)
+    if not isinstance(tests, Mapping):
+        raise ValueError(f"test_csvs={tests!r}, expected names and manifests: {{test: test.csv}}")
+    for name, manifest in tests.items():
+        if Path(str(name)).name != name:  # it becomes part of files' names
+            raise ValueError(f"test_csvs: {name!r}, expected a name that a file can have.")
+        read_manifest(manifest)
+    if not isinstance(average, int) or average < 1:
+        raise ValueError(f"average={average!r}, expected a number of checkpoints, 1 or more.")
+    try:
+        found = [ChunkConfig.read(setting) for setting in chunks]
+    except TypeError as error:
+        raise ValueError(
+            f"eval_chunks={chunks!r}, expected a list of null, frames, [frames, left]: [null, 16]"
+        ) from error
+    if any(found):
+        hparams["model"].wav2vec2.check_streamable()
+
+
 def training_of(hparams: dict[str, Any]) -> dict[str, Any]:
     """What stays the same however often a training is started again."""
     symbols = sorted(hparams["vocabulary"].lab2ind.items(), key=lambda item: item[1])
@@ -94,6 +128,7 @@ def training_of(hparams: dict[str, Any]) -> dict[str, Any]:
         "adapters": hparams.get("adapters"),
         "language": hparams.get("language"),
         "symbols": " ".join(str(symbol) for symbol, _ in symbols),
+        **{name: hparams[name] for name in OF_THE_ORDER},
         "sha256 of train_csv": sha256(hparams["train_csv"]),
     }
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile, copymode
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -137,11 +138,7 @@ def check_language(
     CheckpointMismatch
         The folder has another body, or adapters of another shape.
     """
-    if not isinstance(language, str) or not re.fullmatch(r"[\w-]+", language):
-        raise ValueError(
-            f"language={language!r}, expected letters, digits, - and _, such as deu (ISO 639-3). "
-            "YAML reads a bare no as false: write nor, or \"'no'\"."
-        )
+    check_name(language)
     adapters = adapters_of(model.wav2vec2)
     if vocabulary.pieces is not None:
         raise ValueError(
@@ -149,6 +146,8 @@ def check_language(
             "vocabulary of characters, or train without adapters."
         )
     vocabulary.fit(model.head.out_features, f"The vocabulary of {language}")
+    with TemporaryDirectory() as trial:
+        _write_vocabularies(Path(trial, "vocab.json"), vocabulary, language, {})
     folder = Path(folder)
     if holds_nothing(folder):
         return
@@ -163,9 +162,29 @@ def check_language(
     if not replace and language in languages(folder):
         raise FileExistsError(
             f"{folder} has {language} already. Choose another name or folder, or delete "
-            f"{ADAPTERS[0].format(language)} there."
+            f"{language_file(folder, language).name} there."
         )
     _check_body(folder, model.wav2vec2)
+
+
+def language_file(folder: str | Path, language: str) -> Path:
+    """Where a folder keeps what is one language's alone.
+
+    Example
+    -------
+    >>> language_file("model", "deu").name
+    'adapter.deu.safetensors'
+    """
+    return Path(folder, ADAPTERS[0].format(language))
+
+
+def check_name(language: Any) -> None:
+    """ValueError where a language cannot be called so."""
+    if not isinstance(language, str) or not re.fullmatch(r"[\w-]+", language):
+        raise ValueError(
+            f"language={language!r}, expected letters, digits, - and _, such as deu (ISO 639-3). "
+            "YAML reads a bare no as false: write nor, or \"'no'\"."
+        )
 
 
 def _check_body(folder: Path, body: Wav2Vec2) -> None:
@@ -270,7 +289,7 @@ def export_languages(folder: str | Path, target: str | Path) -> Wav2Vec2CTC:
             )
     export_hf(model, target, vocabulary)
     for language in (first, *others):
-        name = ADAPTERS[0].format(language)
+        name = language_file(folder, language).name
         copyfile(Path(folder, name), Path(target, name))
     copyfile(Path(folder, "vocab.json"), Path(target, "vocab.json"))
     path = Path(target, "tokenizer_config.json")
@@ -300,15 +319,17 @@ def _write_language(
         if of_language(name) and (theirs := hf_name(name)) is not None
     }
     vocabularies = new / "vocab.json"
-    _write_json(vocabularies, {**others, language: tokenizer_files(vocabulary)["vocab"]})
-    _check_readable(vocabularies, vocabulary, language)
-    path = new / ADAPTERS[0].format(language)
+    _write_vocabularies(vocabularies, vocabulary, language, others)
+    path = language_file(new, language)
     save_file(state, path, metadata={"format": "pt"})
     copymode(vocabularies, path)  # safetensors writes for its owner only
 
 
-def _check_readable(path: Path, vocabulary: CharVocabulary, language: str) -> None:
-    """ValueError if vocab.json alone does not tell what the vocabulary was."""
+def _write_vocabularies(
+    path: Path, vocabulary: CharVocabulary, language: str, others: dict[str, Any]
+) -> None:
+    """vocab.json of all; ValueError if it alone does not tell what the vocabulary was."""
+    _write_json(path, {**others, language: tokenizer_files(vocabulary)["vocab"]})
     try:
         read = CharVocabulary.from_vocab_json(path, language)
         same = (read.lab2ind, read.blank_label) == (vocabulary.lab2ind, vocabulary.blank_label)

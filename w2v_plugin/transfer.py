@@ -16,17 +16,25 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
 
 from w2v_plugin.adaptation import freeze_shared, take_rows
+from w2v_plugin.circumstances import sha256
 from w2v_plugin.conversion import open_any
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.finetuning import finetune
 from w2v_plugin.folders import is_folder
 from w2v_plugin.hf_checkpoints import AnyModel
-from w2v_plugin.language_folders import check_language, per_language, save_language
+from w2v_plugin.language_folders import (
+    check_language,
+    language_file,
+    per_language,
+    save_language,
+)
 from w2v_plugin.launch import join_group, read_hparams, told
+from w2v_plugin.manifests import write_files
 from w2v_plugin.text import CharVocabulary
 
 logger = logging.getLogger(__name__)
+SAVED = "saved_language.sha256"
 
 
 def main(argv: list[str]) -> int:
@@ -108,7 +116,8 @@ def _adapt(
             f"adapters={kind!r} are those of a language: say which, as in --language deu."
         )
     folder = Path(hparams["model_folder"])
-    replace = _within(folder, hparams["output_folder"])  # an earlier run of the same command
+    saved = Path(hparams["checkpointer"].checkpoints_dir, SAVED)  # by an earlier run of the same
+    replace = _within(folder, hparams["output_folder"]) or _written(saved, folder, language)
     check_language(folder, model, vocabulary, language, replace=replace)
     own, shared = freeze_shared(model)
     _say(
@@ -116,8 +125,22 @@ def _adapt(
         "languages share."
     )
     hparams["encoder_lr"] = hparams["adapter_lr"]
-    hparams["save"] = partial(save_language, language=language, replace=replace)
+    hparams["save"] = partial(_save_and_remember, saved, language=language, replace=replace)
     return {"language": language, "parameters_own": own, "parameters_shared": shared}
+
+
+def _save_and_remember(
+    saved: Path, folder: Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary, **how: Any
+) -> None:
+    """Into a folder that others write, too: `saved` tells later which file was ours."""
+    save_language(folder, model, vocabulary, **how)
+    write_files({saved: sha256(language_file(folder, how["language"])).encode()})
+
+
+def _written(saved: Path, folder: Path, language: str) -> bool:
+    """Whether a folder has a language from the training that wrote `saved`, and no other one."""
+    file = language_file(folder, language)
+    return saved.is_file() and file.is_file() and saved.read_text() == sha256(file)
 
 
 def _check_alone(hparams: dict[str, Any], language: Any) -> None:
