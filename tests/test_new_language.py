@@ -179,6 +179,39 @@ def test_the_same_recording_in_two_parts_is_told(
     assert "\nmax_s: 9.5\n" in text and "\ntest_csvs: {} #" in text
 
 
+def test_other_options_are_not_ignored(
+    recordings: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data are there, prepared with those of before; nothing is trained with half of them."""
+    assert call(recordings, pretrained, tmp_path / "new") == 0
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    more = ("--adapters=mms", "--language=deu", "--run")
+    assert call(recordings, pretrained, tmp_path / "new", *more) == 2
+    error = capsys.readouterr().err
+    assert "--adapters None, now mms; --language None, now deu" in error and "--out" in error
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--adapters=mms", "--language=de,u"), "language='de,u', expected letters"),
+        (("--max-s=nan",), "--max-s nan: expected seconds"),
+    ],
+)
+def test_options_are_looked_at_before_the_audio(
+    options: tuple[str, ...],
+    message: str,
+    recordings: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(recordings, pretrained, tmp_path / "new", *options) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_an_interrupted_training_says_how_to_go_on(
     recordings: Path,
     pretrained: Path,

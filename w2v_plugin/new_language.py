@@ -10,6 +10,7 @@ train.yaml is written last: where it is, all of the rest is.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import shlex
@@ -25,7 +26,7 @@ from w2v_plugin.commands import refused
 from w2v_plugin.inputs import CannotStart
 from w2v_plugin.text_options import add_text_options, text_choices
 
-CONFIG = "train.yaml"
+CONFIG, OPTIONS = "train.yaml", "options.json"
 LARGE = 20_000_000  # parameters of a body; the smaller ones train on a CPU
 PARTS = ("train", "dev", "test")
 
@@ -39,6 +40,7 @@ def new_language(arguments: argparse.Namespace) -> int:
             f"another --out, or remove all of {arguments.out}."
         )
     if config.is_file():
+        refuse_changes(arguments)
         print(f"{config} is there: the data stay as they were prepared, training goes on with it.")
     else:
         with refused("cannot prepare", (ValueError, OSError, ImportError)):
@@ -49,8 +51,34 @@ def new_language(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def refuse_changes(arguments: argparse.Namespace) -> None:
+    """CannotStart where the data were prepared with other options: they would not be heeded."""
+    path = arguments.out / OPTIONS
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    now = json.loads(written(arguments))
+    if changed := [name for name in before if before[name] != now.get(name)]:
+        told = "; ".join(f"--{name} {before[name]}, now {now.get(name)}" for name in changed)
+        raise CannotStart(
+            f"{arguments.out} was prepared with other options ({told}). Choose another --out, or "
+            f"remove it to prepare anew; what only training needs can be changed in {CONFIG}."
+        )
+
+
+def written(arguments: argparse.Namespace) -> str:
+    """What the data depend on, as JSON; places are absolute."""
+    known = {
+        name.replace("_", "-"): str(value.resolve()) if isinstance(value, Path) else value
+        for name, value in vars(arguments).items()
+        if name not in ("train", "device", "run", "out")
+    }
+    known["pretrained"] = absolute(arguments.pretrained)
+    return json.dumps(known, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
 def refuse_options(arguments: argparse.Namespace) -> None:
     """ValueError for what could not be trained; nothing was looked at or written yet."""
+    from w2v_plugin.language_folders import check_name
+
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out}: a file. Name a folder, which need not exist.")
     if trained := [name for name in ("save", "model") if (arguments.out / name).exists()]:
@@ -65,8 +93,12 @@ def refuse_options(arguments: argparse.Namespace) -> None:
             "--adapters and --language go together: adapters are those of a language, such as deu; "
             "without adapters all weights learn, and the model speaks this one language."
         )
+    if arguments.language is not None:
+        check_name(arguments.language)
     if arguments.adapters and arguments.units != "characters":
         raise ValueError("--adapters go with --units characters.")
+    if not arguments.max_s > 0:
+        raise ValueError(f"--max-s {arguments.max_s:g}: expected seconds, more than 0.")
     if not arguments.dev > 0:
         raise ValueError(f"--dev {arguments.dev:g}: it picks the best model, and must be above 0.")
 
@@ -143,7 +175,7 @@ def write_config(
     arguments: argparse.Namespace, parameters: int, vocabulary: Path, parts: list[str]
 ) -> None:
     """Choose settings and write train.yaml, a recipe of its own."""
-    from w2v_plugin.manifests import read_manifest
+    from w2v_plugin.manifests import read_manifest, write_files
     from w2v_plugin.text_report import hours as spoken
 
     out: Path = arguments.out
@@ -163,9 +195,7 @@ def write_config(
     }
     template = hparams_folder() / "transfer" / ("base.yaml" if parameters >= LARGE else "tiny.yaml")
     text = filled(template.read_text(encoding="utf-8"), values | chosen)
-    part = out / f".{CONFIG}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(out / CONFIG)
+    write_files({out / OPTIONS: written(arguments).encode(), out / CONFIG: text.encode()})
     told = ", ".join(f"{name} {value}" for name, value in chosen.items())
     size = f"{spoken(3600 * hours)} and a body of {parameters / 1e6:.1f} M parameters"
     print(f"5. Settings for {size}: {told}.")
