@@ -41,7 +41,7 @@ from w2v_plugin.data import speech_dataset, training_loader
 from w2v_plugin.folders import save_pretrained
 from w2v_plugin.launch import join_group, read_hparams, told
 from w2v_plugin.ranks import distributed
-from w2v_plugin.same_training import absolute, check_same
+from w2v_plugin.same_training import absolute, alone, check_same
 from w2v_plugin.shards import named_corpora, pretraining_speech
 from w2v_plugin.training import StepBrain, tri_stage
 from w2v_plugin.warm_start import MelRegression
@@ -145,7 +145,19 @@ def main(argv: list[str]) -> None:
         return
     folder = Path(hparams["output_folder"])
     checkpoints = [hparams["checkpointer"].checkpoints_dir, folder / "warm_start" / "save"]
-    check_same(checkpoints, folder, training_of(hparams))
+    with alone(checkpoints[0]):
+        check_same(checkpoints, folder, training_of(hparams))
+        pretrain(hparams, run_opts, train, valid, taken)
+
+
+def pretrain(
+    hparams: dict[str, Any],
+    run_opts: dict[str, Any],
+    train: Dataset,
+    valid: DynamicItemDataset,
+    taken: bool,
+) -> None:
+    """Warm start, the contrastive stage, and the model folder; codes may be `taken` over."""
     if hparams["warm_start_updates"] > 0 and hparams["start_from"] is None:
         warm_start(hparams, run_opts, train, valid)
     elif hparams["init_codes"] and not taken:
@@ -159,6 +171,7 @@ def main(argv: list[str]) -> None:
     )
     brain.fit_on(train, valid)
     brain.on_evaluate_start(max_key="accuracy")
+    folder = Path(hparams["output_folder"])
     run_on_main(save_pretrained, args=[folder / "model", hparams["model"]])
     run_on_main(write_results, args=[folder, brain])
 

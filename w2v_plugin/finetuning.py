@@ -22,7 +22,7 @@ from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_head, load_pretrained, save_asr
 from w2v_plugin.hypotheses import Reference, write_hypotheses
 from w2v_plugin.manifests import read_manifest
-from w2v_plugin.same_training import absolute, check_same
+from w2v_plugin.same_training import absolute, alone, check_same
 
 # on which it depends what is heard when, and how far an epoch goes
 OF_THE_ORDER = ("seed", "batch_s", "valid_every")
@@ -65,8 +65,13 @@ def finetune(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, floa
         The output folder has checkpoints of another training; see `check_end`.
     """
     check_end(hparams)
-    checkpoints = [hparams["checkpointer"].checkpoints_dir]
-    check_same(checkpoints, hparams["output_folder"], training_of(hparams))
+    checkpoints = hparams["checkpointer"].checkpoints_dir
+    with alone(checkpoints):
+        check_same([checkpoints], hparams["output_folder"], training_of(hparams))
+        return train_and_test(hparams, run_opts)
+
+
+def train_and_test(hparams: dict[str, Any], run_opts: Any) -> dict[str, dict[str, float]]:
     brain = CTCBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

@@ -1,12 +1,18 @@
-"""An output folder goes on with the training that it was begun with, and with no other one."""
+"""An output folder goes on with the training that it was begun with, and with no other one.
+
+Neither with one after it (`check_same`) nor with one at the same time (`alone`).
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from w2v_plugin.manifests import write_files
 
@@ -53,6 +59,49 @@ def check_same(
             )
     text = json.dumps(now, indent=2, ensure_ascii=False) + "\n"
     run_on_main(write_files, args=[{path: text.encode()}])
+
+
+@contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """Let no other training write these checkpoints meanwhile; the main process sees to it.
+
+    A lock of the operating system: it ends with the process, however that ends.
+
+    Raises
+    ------
+    ValueError
+        Another process trains there.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, alone(folder):
+    ...     with alone(folder):
+    ...         pass
+    Traceback (most recent call last):
+    ValueError: ... another process trains there. Wait for it, or choose another output_folder.
+    """
+    if not if_main_process():
+        yield
+        return
+    os.makedirs(folder, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(opened, folder)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _lock(opened: int, folder: str | Path) -> None:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{folder}: another process trains there. Wait for it, or choose another output_folder."
+        ) from error
+    except OSError:  # some network file systems have no locks
+        return
 
 
 def absolute(source: str | Path | None) -> str | None:
