@@ -6,6 +6,7 @@ A recipe is `told(name, main, argv)`, and its `main` begins with `join_group` an
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml.error import MarkedYAMLError
 
 from w2v_plugin.errors import CheckpointNotSaved, DoesNotFit, NotStreamable, TrainingCollapsed
+from w2v_plugin.folders import AnyTag
 from w2v_plugin.ranks import distributed
 
+POSITIVE = ("updates", "valid_every", "log_every", "batch_s", "crop_s", "max_s")
 OURS = (CheckpointNotSaved, DoesNotFit, NotStreamable, TrainingCollapsed)
 PATIENCE = timedelta(minutes=10)  # of a rank that waits for another one
 
@@ -71,7 +75,8 @@ def read_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
     Raises
     ------
     ValueError
-        A key that the file has not, one that is given twice, or a mapping in place of a value.
+        A key that the file has not, one that is given twice, or a value of another kind than the
+        file has: a mapping, no number, a negative one.
     OSError
         There is no such file.
 
@@ -84,6 +89,8 @@ def read_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
     {'updates': 20}
     """
     with open(path, encoding="utf-8") as file:
+        check_kinds(file.read(), overrides)
+        file.seek(0)
         try:
             return load_hyperpyyaml(file, overrides)
         except KeyError as error:  # says which key, and those that there are
@@ -97,6 +104,42 @@ def read_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
                 f"{path}: an option is a mapping where the file has one value, or the other way "
                 f"round: {error.args[-1]}"
             ) from error
+
+
+def check_kinds(text: str, overrides: str) -> None:
+    """ValueError where a number or True or False of a YAML is to become something else.
+
+    Example
+    -------
+    >>> check_kinds("updates: 4000", "updates: 1e3")
+    >>> check_kinds("updates: 4000", "updates: many")
+    Traceback (most recent call last):
+    ValueError: --updates 'many': expected a number, such as 4000.
+    """
+    try:
+        before, now = (yaml.load(each, AnyTag) or {} for each in (text, overrides))
+    except yaml.YAMLError:  # told when it is built
+        return
+    for key, value in now.items():
+        usual = before.get(key)
+        if isinstance(usual, bool):
+            if not isinstance(value, bool) and value is not None:  # a bare --option is None
+                raise ValueError(f"--{key} {value!r}: expected True or False.")
+        elif isinstance(usual, (int, float)):
+            lowest = "more than 0" if key in POSITIVE else "0 or more" if usual >= 0 else ""
+            number = _number(value)
+            if not math.isfinite(number):
+                raise ValueError(f"--{key} {value!r}: expected a number, such as {usual:g}.")
+            if number < 0 <= usual or (key in POSITIVE and number == 0):
+                raise ValueError(f"--{key} {value!r}: expected {lowest}, such as {usual:g}.")
+
+
+def _number(value: Any) -> float:
+    """NaN for what is none; 1e-3 is text in PyYAML, and a number in HyperPyYAML."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def join_group(run_opts: Any) -> None:
@@ -113,9 +156,10 @@ def join_group(run_opts: Any) -> None:
     Raises
     ------
     ValueError
-        More processes than GPUs, with the backend nccl.
+        More processes than GPUs, with the backend nccl; a device that is not there.
     """
     if "RANK" not in os.environ or "LOCAL_RANK" not in os.environ:
+        check_device(run_opts["device"])
         return
     backend, local_rank = run_opts["distributed_backend"], int(os.environ["LOCAL_RANK"])
     if backend == "nccl":
@@ -127,6 +171,15 @@ def join_group(run_opts: Any) -> None:
             )
         torch.cuda.set_device(local_rank)
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
+
+
+def check_device(device: str | None) -> None:
+    """ValueError where `--device` names none that can be used here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: PyTorch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {device} cannot be used here: {reason}") from error
 
 
 def leave_group() -> None:
