@@ -19,7 +19,7 @@ from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfigRandomSa
 from torch import Tensor, nn
 
 from w2v_plugin.attention import ChunkConfig
-from w2v_plugin.brains import CTCBrain, sample_chunk
+from w2v_plugin.brains import CTCBrain
 from w2v_plugin.collapse import check_collapse
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.data import collate
@@ -28,7 +28,7 @@ from w2v_plugin.errors import BadAudio, TrainingCollapsed
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.text import CharVocabulary
-from w2v_plugin.training import StepBrain, tri_stage
+from w2v_plugin.training import StepBrain, sample_chunk, tri_stage
 
 STREAMS: dict[str, Any] = {"extractor_norm": "layer", "normalize": False}
 
