@@ -331,8 +331,11 @@ class CTCBrain(ChunkBrain):
 
     @property
     def validations(self) -> list[dict[str, Any]]:
-        """What was logged about them, up to now."""
-        return [record for record in self.monitor.records if "valid_CER" in record]
+        """What was logged about them, up to now.
+
+        One that was logged but not saved, by a kill in between, is done again: the last one counts.
+        """
+        return list({r["step"]: r for r in self.monitor.records if "valid_CER" in r}.values())
 
     def stop_if_exhausted(self) -> None:
         """Make this the last epoch if `patience` is at its end."""
