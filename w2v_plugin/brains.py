@@ -159,6 +159,13 @@ class CTCBrain(ChunkBrain):
                 "augment changes the audio at every step, but keep_latents keeps what the frozen "
                 "extractor made of it at first. Add --keep_latents False, or --augment null."
             )
+        body = self.model.wav2vec2
+        if self.keeps_latents and body.extractor.norm == "group" and body.padding != "exact":
+            raise ValueError(
+                f"padding={body.padding!r} lets a group-norm extractor hear the padding, but "
+                "keep_latents keeps what it made of an utterance in its first batch. Add "
+                f"--keep_latents False, or --wav2vec2 '{{padding: exact}}'."
+            )
         if self.hparams.best_by not in self.rates:
             raise ValueError(
                 f"best_by: got {self.hparams.best_by!r}, expected one of {', '.join(self.rates)}."
