@@ -19,16 +19,16 @@ from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfigRandomSa
 from torch import Tensor, nn
 
 from w2v_plugin.attention import ChunkConfig
-from w2v_plugin.brains import CTCBrain, sample_chunk
+from w2v_plugin.brains import CTCBrain
 from w2v_plugin.collapse import check_collapse
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.data import collate
 from w2v_plugin.decoding import greedy
 from w2v_plugin.errors import BadAudio, TrainingCollapsed
-from w2v_plugin.model import Wav2Vec2
+from w2v_plugin.model import PADDING_MODES, Wav2Vec2
 from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.text import CharVocabulary
-from w2v_plugin.training import StepBrain, tri_stage
+from w2v_plugin.training import StepBrain, sample_chunk, tri_stage
 
 STREAMS: dict[str, Any] = {"extractor_norm": "layer", "normalize": False}
 
@@ -80,9 +80,9 @@ def test_micro_batches_of_any_size_are_one_batch(tmp_path: Path, cuts: tuple[int
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-6)
 
 
-def tuner(tmp_path: Path, freeze: int, **more: Any) -> CTCBrain:
+def tuner(tmp_path: Path, freeze: int, body: dict[str, Any] = STREAMS, **more: Any) -> CTCBrain:
     torch.manual_seed(0)
-    wav2vec2 = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7, **STREAMS)
+    wav2vec2 = Wav2Vec2(dim=16, layers=1, heads=2, ffn_dim=32, channels=(8,) * 7, **body)
     hparams = {
         "seed": 1,
         "output_folder": str(tmp_path),
@@ -289,6 +289,26 @@ def test_augmentation_and_kept_latents_exclude_each_other(tmp_path: Path) -> Non
     brain = tuner(tmp_path, 0, augment="augment/speed.yaml")
     with pytest.raises(ValueError, match=r"got 'augment/speed.yaml', .* '!include:augment"):
         brain.on_fit_start()
+
+
+@pytest.mark.parametrize("padding", PADDING_MODES)
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_latents_are_kept_only_where_the_batch_does_not_matter(
+    norm: str, padding: str, tmp_path: Path
+) -> None:
+    """A refusal wherever the latents of an utterance change with the padding, and only there."""
+    brain = tuner(tmp_path, 0, keep_latents=True, body={"extractor_norm": norm, "padding": padding})
+    brain.check_settings()  # all of it is trained: nothing is kept
+    body = brain.model.wav2vec2
+    body.freeze_extractor()
+    wav, lens = speech().sig
+    alone = body.extract(wav, lens)[0]
+    padded = body.extract(F.pad(wav, (0, 8000)), lens / 2)[0][:, : alone.shape[1]]
+    if torch.allclose(alone, padded, atol=1e-5):  # rounding
+        brain.check_settings()
+    else:
+        with pytest.raises(ValueError, match=r"padding='.*' .* --keep_latents False, or --wav2vec"):
+            brain.check_settings()
 
 
 @pytest.mark.parametrize("patience", [0, -1, 2.5, "3"])

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.utils.checkpoints import Checkpointer
 
 from w2v_plugin.corpora import ManifestSpeech
 from w2v_plugin.data import (
     AudioReader,
     TrainingLoader,
+    by_length,
     collate,
     speech_dataset,
     training_loader,
@@ -271,6 +273,18 @@ def test_a_run_without_any_audio_ends(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     with pytest.raises(BadAudio, match="No usable audio in 100 batches in a row"):
         heard(loader)
+
+
+def test_evaluation_keeps_what_is_too_long_for_training(tmp_path: Path) -> None:
+    """Test sets are published whole; beyond the seconds of a batch it is a batch of its own."""
+    rows = [(write_wav(tmp_path / f"{s}.wav", s, 0).name, s, "a") for s in (0.5, 2.5, 0.7, 1.2)]
+    path = write_manifest(tmp_path, rows)
+    how: dict[str, Any] = {"vocabulary": CharVocabulary(), "max_s": 1.0}
+    assert speech_dataset(path, **how).data_ids == ["u0", "u2"]
+    dataset = speech_dataset(path, **how, evaluation=True)
+    assert dataset.data_ids == ["u0", "u1", "u2", "u3"]
+    loader = make_dataloader(dataset, **by_length(dataset, 1.5))
+    assert [batch.id for batch in loader] == [["u1"], ["u3"], ["u2", "u0"]]
 
 
 def test_evaluation_keeps_what_the_model_cannot_say(

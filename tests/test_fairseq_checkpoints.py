@@ -27,9 +27,11 @@ from w2v_plugin.fairseq_checkpoints import (
     read_fairseq,
 )
 from w2v_plugin.fairseq_options import _written
+from w2v_plugin.folders import load_head, load_pretrained
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer
+from w2v_plugin.text import CharVocabulary
 
 LAYERS, OUTPUTS, ADAPTER = 2, 7, 4
 CONVOLUTIONS = "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8,2,2)] + [(8,2,2)]"
@@ -224,6 +226,23 @@ def test_fine_tuned_models_give_the_reference_logits(
     expected = theirs(Wav2Vec2ForCTC, mode).to(dtype)(inputs).logits
     assert (model(wavs).logits - expected).abs().max() < tolerance
     assert expected.std() > 0.1  # not a constant
+
+
+@torch.no_grad()
+def test_fine_tuning_goes_on_where_the_file_ends(tmp_path: Path) -> None:
+    """With its head, whose blank and padding are called otherwise, and its eps."""
+    path = save(fine_tuned("layer_norm"), tmp_path)
+    write_dictionary(tmp_path)
+    expected = load_fairseq(path)
+    assert isinstance(expected, Wav2Vec2CTC)
+    body = Wav2Vec2(**expected.wav2vec2.config | {"normalize_eps": 1e-7})
+    model, vocabulary = Wav2Vec2CTC(body, vocab_size=OUTPUTS), CharVocabulary("ET")
+    load_pretrained(path, body)
+    assert load_head(path, model, vocabulary)
+    assert not load_head(path, model, CharVocabulary("TE"))
+    wavs = wavs_for("layer_norm", torch.float32)[0]
+    assert torch.equal(model.eval()(wavs).logits, expected(wavs).logits)
+    assert body.normalize_eps == body.config["normalize_eps"] == 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES, ids=["float32", "float64"])

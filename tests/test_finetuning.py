@@ -21,6 +21,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from w2v_plugin.errors import BadManifest, NotStreamable
 from w2v_plugin.manifests import Utterance, write_manifest
+from w2v_plugin.monitor import Monitor
 from w2v_plugin.training import StepBrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -261,6 +262,37 @@ def test_patience_ends_a_run_and_stays_ended(
     assert results["weights"]["best"] == {"WER": 50.0}
     recipe()(argv)
     assert set(losses(tmp_path)) == {1, 2, 3, 4}
+
+
+def test_a_validation_that_was_not_saved_counts_once(
+    manifests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its checkpoint, it is done again, from the one of the last update."""
+
+    class Killed(BaseException):
+        pass
+
+    scores = {2: 50.0, 4: 60.0, 6: 40.0}  # after so many updates
+    monkeypatch.setattr(
+        "w2v_plugin.brains.CTCBrain.score",
+        lambda self, _: {"loss": 1.0, "WER": scores[self.optimizer_step], "CER": 50.0},
+    )
+    every = ("--ckpt_interval_minutes=0", "--ckpt_interval_steps=1")
+    argv = arguments(manifests, tmp_path, "--patience=2", *every)
+    write = Monitor.write
+
+    def write_the_second(self: Monitor, step: int, scalars: dict[str, float]) -> None:
+        write(self, step, scalars)
+        if step == 4 and "valid_WER" in scalars:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Monitor, "write", write_the_second)
+        recipe()(argv)
+    recipe()(argv)
+    assert set(losses(tmp_path)) == {1, 2, 3, 4, 5, 6}
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [record["step"] for record in results["valid"]] == [2, 4, 6]
 
 
 def test_two_processes_do_what_two_micro_batches_do(

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import re
 
 import pytest
 import soundfile
@@ -13,6 +14,7 @@ from w2v_plugin import Wav2Vec2, Wav2Vec2ASR, Wav2Vec2CTC, Wav2Vec2Encoder
 from w2v_plugin.compression import optimize
 from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.folders import load_head, load_pretrained, save_asr, save_pretrained
+from w2v_plugin.hf_export import export_hf
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.quantizer import GumbelQuantizer
 from w2v_plugin.text import CharVocabulary
@@ -151,6 +153,46 @@ def test_a_head_goes_on_only_with_the_same_characters(tmp_path):
         asked = CharVocabulary.from_symbols(letters, "<pad>")
         assert load_head(tmp_path / folder, model, asked) == kept
         assert torch.equal(model.head.weight, trained.head.weight if kept else fresh)
+
+
+def test_a_published_head_goes_on_only_with_the_same_characters(tmp_path, caplog):
+    """And says so where it does not; blank and special symbols may be called otherwise."""
+    trained = tiny_ctc()
+    export_hf(trained, tmp_path / "hf", CharVocabulary())
+    export_hf(trained.wav2vec2, tmp_path / "body")
+    export_hf(trained, tmp_path / "nameless")
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", "|", *CharVocabulary().letters]  # as in fairseq
+    fairseq = CharVocabulary.from_symbols({x: i for i, x in enumerate(symbols)}, "<s>")
+    other = CharVocabulary("".join(reversed(CharVocabulary().letters)))
+    for source, asked, message in [
+        ("hf", CharVocabulary(), None),
+        ("hf", fairseq, None),
+        ("hf", other, "The head is new, that of .*hf speaks of other characters"),
+        ("hf", CharVocabulary("AB"), "speaks of other characters"),
+        ("nameless", CharVocabulary(), r"The head is new, nothing says .*vocab\.json"),
+        ("body", CharVocabulary(), ""),
+    ]:
+        caplog.clear()
+        model = Wav2Vec2CTC(tiny(), vocab_size=len(asked))
+        fresh = model.head.weight.clone()
+        assert load_head(tmp_path / source, model, asked) == (message is None)
+        assert torch.equal(model.head.weight, trained.head.weight if message is None else fresh)
+        warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert len(warnings) == bool(message) and re.search(message or "", " ".join(warnings))
+
+
+def test_quiet_audio_sounds_as_it_did_in_pretraining(tmp_path):
+    """What is added to the variance comes with the weights, and is saved with them again."""
+    quiet, trained = WAVS * 1e-3, tiny(normalize_eps=1e-5)
+    save_pretrained(tmp_path / "source", trained)
+    model, again = tiny(), tiny()
+    load_pretrained(tmp_path / "source", model)
+    save_pretrained(tmp_path / "model", model)
+    load_pretrained(tmp_path / "model", again)
+    with torch.no_grad():
+        expected = trained(quiet).context
+        assert torch.equal(model(quiet).context, expected)
+        assert torch.equal(again(quiet).context, expected)
 
 
 def test_misshapen_weights_are_named(tmp_path):

@@ -16,6 +16,7 @@ from w2v_plugin import ChunkConfig, Wav2Vec2StreamingASR, streaming_asr
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import BadAudio, NotStreamable
 from w2v_plugin.folders import save_asr
+from w2v_plugin.language_folders import save_language
 from w2v_plugin.live import BeamDecoder, LiveTranscript
 from w2v_plugin.live_encoders import Overlap
 from w2v_plugin.model import Wav2Vec2
@@ -62,6 +63,36 @@ def test_a_stream_says_what_the_masked_pass_says(asr, file) -> None:
     for packet in wav.split(1234):
         session.feed(packet)
     assert session.finish()[-1].text == asr.transcribe_file(file, chunk=CONFIG)
+
+
+@pytest.mark.parametrize("overlap", [None, "half"])
+@pytest.mark.parametrize("beam", [False, True])
+def test_a_stream_ends_where_another_language_begins(tmp_path, overlap, beam) -> None:
+    """Its frames would mean other letters, of which there may be fewer; new ones can begin."""
+    streams = {"extractor_norm": "layer", "normalize": False, "norm_first": True}
+    shape = {"dim": 16, "layers": 1, "heads": 2, "ffn_dim": 32, "channels": (8,) * 7}
+    body = Wav2Vec2(**shape, **streams, adapter_dim=4)
+    for language, letters in (("mal", "abcdefghijklm"), ("deu", "aäz")):
+        model = Wav2Vec2CTC(body, vocab_size=len(letters) + 5)
+        save_language(tmp_path, model, CharVocabulary(letters), language)
+    options = {"language": "mal", "run_opts": {"device": "cpu"}}
+    asr = Wav2Vec2StreamingASR.from_hparams(tmp_path, **options)
+    if beam:
+        asr.decode_with()
+    wav, chunk = 0.1 * torch.randn(32_000), CONFIG if overlap is None else None
+    session, context = asr.stream(chunk, overlap=overlap), asr.make_streaming_context(CONFIG)
+    session.feed(wav)
+    asr.encode_chunk(context, wav[None])
+    with pytest.raises(ValueError, match="no adapters for language='eng'"):
+        asr.set_language("eng")
+    session.feed(wav)
+    asr.set_language("deu")
+    for go_on in (lambda: session.feed(wav), session.finish):
+        with pytest.raises(RuntimeError, match=r"another language .* asr\.stream\("):
+            go_on()
+    with pytest.raises(RuntimeError, match="another language"):
+        asr.encode_chunk(context, wav[None])
+    asr.stream(chunk, overlap=overlap).feed(wav)
 
 
 def test_by_default_chunks_of_640_ms(asr) -> None:

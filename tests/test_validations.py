@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from w2v_plugin.validations import ALIKE, advice, exhausted, spread
+from w2v_plugin.validations import ALIKE, advice, exhausted, rank, spread
 
 
 def validations(
@@ -39,6 +39,26 @@ def test_patience_counts_where_all_words_are_wrong() -> None:
     records = validations([80, 70, 71, 72, 73], [104, 102, 104, 103, 105])
     assert [exhausted(records[:end], "WER", 2) for end in (3, 4)] == [False, True]
     assert not exhausted(validations([100] * 5, [100] * 5), "WER", 2)
+
+
+def test_letters_that_come_while_no_word_is_right_are_no_reason_to_stop() -> None:
+    """Who begins to speak has a WER above that of silence, and gets better all the same."""
+    records = validations([99, 92, 85, 78, 70, 71, 72], [100, 100, 101, 102, 103, 103, 103])
+    assert [exhausted(records[:end], "WER", 2) for end in range(1, 8)] == [False] * 6 + [True]
+    elsewhere = [{**r, "valid_WER_full": r["valid_WER"], "valid_CER_full": 60.0} for r in records]
+    assert exhausted(elsewhere[:3], "WER_full", 2)  # by its own CER
+    found = validations([60, 61, 62, 50], [102, 99, 100, 100])  # a word was right
+    assert [exhausted(found[:end], "WER", 2) for end in (3, 4)] == [False, True]
+
+
+def test_any_word_is_better_than_none_and_then_characters_decide() -> None:
+    """As patience does, so do the checkpoints that are kept."""
+    pairs = [(50, 80), (50, 70), (99.9, 98), (130, 40), (100, 41), (100, 99), (101, 150)]
+    ranks = [rank({"WER": wer, "CER": cer}, "WER") for wer, cer in pairs]
+    assert ranks == sorted(ranks) and ranks[0] == ranks[1]
+    assert rank({"WER": 50.0, "CER": 120.0}, "CER") == 120.0
+    assert rank({"WER_full": 120.0, "CER_full": 7.0, "CER": 5.0}, "WER_full") == 107.0
+    assert rank({}, "WER") == rank({}, "CER") == float("inf")
 
 
 def test_a_healthy_run_hears_no_advice() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from w2v_plugin.brains import CTCBrain
 from w2v_plugin.data import by_length
+from w2v_plugin.validations import rank
 
 logger = get_logger(__name__)
 
@@ -62,29 +63,32 @@ def choose_weights(brain: CTCBrain, valid: DynamicItemDataset) -> dict[str, Any]
         There is no checkpoint to choose.
     """
     best_by, keep = brain.hparams.best_by, getattr(brain.hparams, "average", 1)
-    checkpointer = brain.checkpointer
-    checkpointer.recover_if_possible(min_key=best_by)
-    found = checkpointer.find_checkpoints(min_key=best_by, max_num_checkpoints=keep)
-    brain.checkpointer = None
+    checkpointer, brain.checkpointer = brain.checkpointer, None
+    found = checkpointer.find_checkpoints(
+        importance_key=brain.importance,
+        ckpt_predicate=lambda checkpoint: best_by in checkpoint.meta,
+        max_num_checkpoints=keep,
+    )
     if not found:
         raise ValueError(
             f"No checkpoint has a {best_by}: nothing was trained and validated. Expected updates "
             f"and valid_every of 1 or more, got epochs of {brain.hparams.valid_every} updates, "
             f"{brain.hparams.epoch_counter.limit} of them."
         )
+    checkpointer.load_checkpoint(found[0])
     best = float(found[0].meta[best_by])
     chosen: dict[str, Any] = {"average": 1, "best": {best_by: best}}
     if len(found) < 2:
         return chosen
-    state = {name: value.clone() for name, value in brain.model.state_dict().items()}
-    mean = average_checkpoints(found, "model", averager=mean_of_states)
-    brain.model.load_state_dict(mean)
-    brain.eval_chunk = brain.valid_chunks[0]
+    model = checkpointer.recoverables["model"]  # names parameters as its files do, also compiled
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(average_checkpoints(found, "model", averager=mean_of_states))
+    rate, brain.eval_chunk = brain.rates[best_by]
     brain.evaluate(valid, test_loader_kwargs=by_length(valid, brain.hparams.batch_s))
     brain.eval_chunk = None
-    score = brain.test_scores[best_by]
+    score = brain.test_scores[rate]
     logger.info("%s: best %.2f, mean of the %d best %.2f", best_by, best, len(found), score)
-    if score > best:
-        brain.model.load_state_dict(state)
+    if rank(brain.test_scores, rate) > rank(found[0].meta, best_by):
+        model.load_state_dict(state)
         return chosen | {"mean": {best_by: score}}
     return chosen | {"average": len(found), "mean": {best_by: score}}

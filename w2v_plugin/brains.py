@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from speechbrain.augment.augmenter import Augmenter
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.checkpoints import Checkpoint
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ from w2v_plugin.model_output import Wav2Vec2Output
 from w2v_plugin.pretraining import PretrainingOutput
 from w2v_plugin.ranks import all_sum
 from w2v_plugin.text import normalize_text
-from w2v_plugin.training import StepBrain
-from w2v_plugin.validations import DEAF, advice, exhausted, spread
+from w2v_plugin.training import ChunkBrain, StepBrain
+from w2v_plugin.validations import DEAF, advice, exhausted, rank, spread
 
 logger = get_logger(__name__)
 
@@ -44,51 +45,6 @@ class WarmStartBrain(StepBrain):
         self, predictions: Tensor, batch: PaddedBatch, stage: sb.Stage
     ) -> Tensor:
         return self.mean_loss(predictions, torch.ones((), device=predictions.device))
-
-
-class ChunkBrain(StepBrain):
-    """Trains and validates in chunks, so that the model can stream.
-
-    Hyperparameters, both optional: `chunk_sampler`, SpeechBrain's dynamic chunk sampler, draws what
-    a batch may see; `valid_chunks` says what validation sees, as for `ChunkConfig.read`: each batch
-    is looked at once for each of them. Scores of the first one have plain names and pick the
-    checkpoint; the others have a suffix, as in WER_640ms_5120ms or WER_full.
-    """
-
-    eval_chunk: ChunkConfig | None = None  # what evaluation sees now
-
-    @property
-    def valid_chunks(self) -> list[ChunkConfig | None]:
-        """What validation sees, in turn."""
-        return [ChunkConfig.read(x) for x in getattr(self.hparams, "valid_chunks", [None])]
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        sampler = getattr(self.hparams, "chunk_sampler", None)
-        if any(self.valid_chunks) or (sampler is not None and sampler.chunkwise_prob > 0):
-            self.model.wav2vec2.check_streamable()
-
-    def evaluate_batch(self, batch: PaddedBatch, stage: sb.Stage) -> Tensor:
-        if stage != sb.Stage.VALID:
-            return super().evaluate_batch(batch, stage)
-        losses = []
-        for self.eval_chunk in self.valid_chunks:  # noqa: B020 (what evaluation sees now)
-            losses.append(super().evaluate_batch(batch, stage))
-        self.eval_chunk = None
-        return losses[0]
-
-    def chunk(self, stage: sb.Stage) -> ChunkConfig | None:
-        """What this batch may see."""
-        return sample_chunk(self.hparams, stage) if stage == sb.Stage.TRAIN else self.eval_chunk
-
-    def named(self, scores: dict[ChunkConfig | None, dict[str, float]]) -> dict[str, float]:
-        """Scores at several chunks -> one dictionary, the first ones with plain names."""
-        (_, first), *others = scores.items()
-        return first | {
-            f"{name}_{'full' if chunk is None else chunk.name}": value
-            for chunk, more in others
-            for name, value in more.items()
-        }
 
 
 class PretrainBrain(ChunkBrain):
@@ -172,10 +128,10 @@ class CTCBrain(ChunkBrain):
 
     Further hyperparameters: `vocabulary`, `encoder_lr`, `head_lr`, `freeze_encoder_updates`
     (updates in which only the head learns), `keep_latents` (keep a frozen extractor's output in
-    memory), `best_by` (WER or CER: which score keeps a checkpoint), those of `ChunkBrain`, and
-    optionally `augment` (SpeechBrain's `Augmenter`, for the waveforms of training), `patience`
-    (validations without a better score after which training ends) and `average` (how many of the
-    best checkpoints are kept).
+    memory), `best_by` (WER or CER, at a further chunk as in WER_full: which score keeps a
+    checkpoint, see `rank`), those of `ChunkBrain`, and optionally `augment` (SpeechBrain's
+    `Augmenter`, for the waveforms of training), `patience` (validations without a better score
+    after which training ends) and `average` (how many of the best checkpoints are kept).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -203,10 +159,16 @@ class CTCBrain(ChunkBrain):
                 "augment changes the audio at every step, but keep_latents keeps what the frozen "
                 "extractor made of it at first. Add --keep_latents False, or --augment null."
             )
-        scores = self.named({chunk: {"WER": 0.0, "CER": 0.0} for chunk in self.valid_chunks})
-        if self.hparams.best_by not in scores:
+        body = self.model.wav2vec2
+        if self.keeps_latents and body.extractor.norm == "group" and body.padding != "exact":
             raise ValueError(
-                f"best_by: got {self.hparams.best_by!r}, expected one of {', '.join(scores)}."
+                f"padding={body.padding!r} lets a group-norm extractor hear the padding, but "
+                "keep_latents keeps what it made of an utterance in its first batch. Add "
+                f"--keep_latents False, or --wav2vec2 '{{padding: exact}}'."
+            )
+        if self.hparams.best_by not in self.rates:
+            raise ValueError(
+                f"best_by: got {self.hparams.best_by!r}, expected one of {', '.join(self.rates)}."
             )
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience: got {patience!r}, expected null or validations, 1 or more")
@@ -215,6 +177,12 @@ class CTCBrain(ChunkBrain):
             logger.warning(
                 "Only the head will learn: freeze_encoder_updates=%d of %d updates.", frozen, limit
             )
+
+    @property
+    def rates(self) -> dict[str, tuple[str, ChunkConfig | None]]:
+        """What `best_by` may name: WER or CER, at which chunk."""
+        chunks = self.valid_chunks
+        return self.named({chunk: {x: (x, chunk) for x in ("WER", "CER")} for chunk in chunks})
 
     @property
     def keeps_latents(self) -> bool:
@@ -370,8 +338,11 @@ class CTCBrain(ChunkBrain):
 
     @property
     def validations(self) -> list[dict[str, Any]]:
-        """What was logged about them, up to now."""
-        return [record for record in self.monitor.records if "valid_CER" in record]
+        """What was logged about them, up to now.
+
+        One that was logged but not saved, by a kill in between, is done again: the last one counts.
+        """
+        return list({r["step"]: r for r in self.monitor.records if "valid_CER" in r}.values())
 
     def stop_if_exhausted(self) -> None:
         """Make this the last epoch if `patience` is at its end."""
@@ -381,17 +352,12 @@ class CTCBrain(ChunkBrain):
             self.hparams.epoch_counter.limit = self.hparams.epoch_counter.current
 
     def save(self, scores: dict[str, float]) -> None:
-        keep = getattr(self.hparams, "average", 1)
         self.checkpointer.save_and_keep_only(
-            meta=scores, min_keys=[self.hparams.best_by], num_to_keep=keep
+            meta=scores,
+            importance_keys=[self.importance],
+            num_to_keep=getattr(self.hparams, "average", 1),
         )
 
-
-def sample_chunk(hparams: Any, stage: sb.Stage) -> ChunkConfig | None:
-    """Draw a chunk for this batch from SpeechBrain's dynamic chunk sampler, if there is one."""
-    sampler = getattr(hparams, "chunk_sampler", None)
-    config = None if sampler is None else sampler(stage)
-    if config is None:
-        return None
-    left = config.left_context_size
-    return ChunkConfig(config.chunk_size, None if left is None else left * config.chunk_size)
+    def importance(self, checkpoint: Checkpoint) -> float:
+        """Of the best is most; those in the middle of an epoch have no score, and least."""
+        return -rank(checkpoint.meta, self.hparams.best_by)

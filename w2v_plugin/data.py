@@ -8,6 +8,7 @@ the end of each epoch, and the run goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,12 +127,13 @@ def speech_dataset(
     vocabulary : CharVocabulary, optional
         Encode the transcripts; without it only audio is given out.
     min_s, max_s : float
-        Shorter and longer utterances (seconds) are left out.
+        Shorter and longer utterances (seconds) are left out; the longer ones in training only.
     keep_audio : bool
         Keep decoded audio in memory (115 MB per hour) after its first use.
     evaluation : bool
-        Keep utterances whose transcripts the vocabulary cannot spell, or CTC cannot say in so few
-        frames: to leave them out would flatter. What cannot be said counts as errors.
+        Keep utterances longer than `max_s`, and those whose transcripts the vocabulary cannot
+        spell, or CTC cannot say in so few frames: to leave them out would flatter. What cannot be
+        said counts as errors.
 
     Returns
     -------
@@ -165,11 +167,12 @@ def usable_rows(
     *,
     vocabulary: CharVocabulary | None = None,
     min_s: float = SHORTEST_S,
-    max_s: float = float("inf"),
+    max_s: float = math.inf,
     evaluation: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Rows of a manifest by ID; the others are logged with their reasons. See `speech_dataset`."""
     rows, left_out, unsayable = {}, [], 0
+    max_s = math.inf if evaluation else max_s
     for row in read_manifest(manifest):
         reason = unusable(row, vocabulary, min_s, max_s)
         if reason and not (evaluation and reason == unspeakable(row, vocabulary)):
@@ -330,6 +333,9 @@ def durations(dataset: DynamicItemDataset) -> list[float]:
 
 
 def by_length(dataset: DynamicItemDataset, budget_s: float) -> dict[str, Any]:
-    """Loader settings for evaluation: sorted by length, everything once."""
+    """Loader settings for evaluation: sorted by length, everything once.
+
+    An utterance longer than the budget is a batch of its own.
+    """
     sampler = BucketSampler(durations(dataset), budget_s=budget_s, shuffle=False)
     return {"batch_sampler": sampler, "collate_fn": collate}

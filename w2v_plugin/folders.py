@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 import yaml
+from speechbrain.utils.logger import get_logger
 
 import w2v_plugin
-from w2v_plugin.checkpoints import load_checkpoint
+from w2v_plugin.checkpoints import load_checkpoint, load_vocabulary
 from w2v_plugin.ctc import Wav2Vec2CTC
 from w2v_plugin.errors import CheckpointMismatch
 from w2v_plugin.features import ConvExtractor
@@ -33,7 +34,9 @@ from w2v_plugin.int8_files import shrink
 from w2v_plugin.model import Wav2Vec2
 from w2v_plugin.pretraining import Wav2Vec2Pretraining
 from w2v_plugin.text import CharVocabulary
-from w2v_plugin.weights import load_state, load_strict
+from w2v_plugin.weights import load_state, load_strict, read_weights
+
+logger = get_logger(__name__)
 
 ENCODER_YAML = """\
 # Written by w2v_plugin {version}. Load this folder with
@@ -228,20 +231,24 @@ def load_pretrained(source: str | Path, wav2vec2: Wav2Vec2) -> None:
         A model folder of any kind, or whatever `load_checkpoint` reads: the folder or hub id of
         a transformers checkpoint, whose head and quantizer are left behind.
     wav2vec2 : Wav2Vec2
-        The model to fill.
+        The model to fill. Its `normalize_eps` becomes that of the weights.
     """
     if is_folder(source):
-        check_config(wav2vec2, read_settings(source)["wav2vec2"], str(source))
+        config = read_settings(source)["wav2vec2"]
+        check_config(wav2vec2, config, str(source))
         load_state(wav2vec2, Path(source) / "wav2vec2.ckpt")
     else:
         model = load_checkpoint(source)
         body = model if isinstance(model, Wav2Vec2) else model.wav2vec2
-        check_config(wav2vec2, body.config, str(source))
+        config = body.config
+        check_config(wav2vec2, config, str(source))
         load_strict(wav2vec2, body.state_dict(), source=str(source))
+    eps = config.get("normalize_eps", wav2vec2.normalize_eps)  # earlier folders do not say it
+    wav2vec2.normalize_eps = wav2vec2.config["normalize_eps"] = eps
 
 
 def load_head(source: str | Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary) -> bool:
-    """Fill the head with that of a fine-tuned model folder of the same characters, if it is one.
+    """Fill the head with that of a fine-tuned model of the same characters, if it is one.
 
     Parameters
     ----------
@@ -251,21 +258,38 @@ def load_head(source: str | Path, model: Wav2Vec2CTC, vocabulary: CharVocabulary
         Whose head is filled.
     vocabulary : CharVocabulary
         What the outputs of `model` mean; other characters, or another order, leave the head as
-        it is.
+        it is, with a warning. Special symbols may have other names.
 
     Returns
     -------
     bool
         Whether it was.
     """
-    folder, known = Path(source), CharVocabulary(())
-    if not (folder / "head.ckpt").is_file():
+    if is_folder(source):
+        if not (file := Path(source) / "head.ckpt").is_file():
+            return False
+        state, known = read_weights(file), CharVocabulary(())
+        known.load(file.with_name("tokenizer.ckpt"))
+    else:
+        found = load_checkpoint(source)
+        if not isinstance(found, Wav2Vec2CTC):
+            return False
+        try:
+            state, known = found.head.state_dict(), load_vocabulary(source, found)
+        except (FileNotFoundError, ValueError) as error:  # the body is in already
+            logger.warning("The head is new, nothing says what the old one means (%s)", error)
+            return False
+    if meanings(known) != meanings(vocabulary):
+        logger.warning("The head is new, that of %s speaks of other characters", source)
         return False
-    known.load(folder / "tokenizer.ckpt")
-    if known.lab2ind != vocabulary.lab2ind:
-        return False
-    load_state(model.head, folder / "head.ckpt")
+    load_strict(model.head, state, source=str(source))
     return True
+
+
+def meanings(vocabulary: CharVocabulary) -> dict[int, str | None]:
+    """What each output says in a text: "" if nothing, whatever it is called; None is the blank."""
+    said = {i: "" if vocabulary.is_special(x) else x for i, x in vocabulary.ind2lab.items()}
+    return {**said, vocabulary.get_blank_index(): None}
 
 
 # what changes the answer but no shape: weights of another architecture would load silently

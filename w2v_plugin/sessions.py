@@ -26,7 +26,7 @@ from w2v_plugin.frames import HOP, SAMPLE_RATE
 from w2v_plugin.live import BeamDecoder, GreedyDecoder, LiveTranscript
 from w2v_plugin.live_encoders import LiveEncoder
 from w2v_plugin.packets import Packet, check_rate, to_wav
-from w2v_plugin.text import WORD_BOUNDARY
+from w2v_plugin.text import WORD_BOUNDARY, CharVocabulary
 from w2v_plugin.transcripts import Transcript
 
 VAD: TypeAlias = Callable[[Tensor], float]  # (samples,) at 16 kHz -> probability of speech
@@ -49,6 +49,8 @@ class Session:
     vad : callable, optional
         Waveform (samples,) at 16 kHz -> probability of speech, or a bool. Hears what the new frames
         stand for, 320 ms at most at a time. Where it hears speech, `rules` hear no silence.
+    spoken : callable, optional
+        What the model speaks now, a vocabulary: once it is not the decoder's, nothing can be read.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class Session:
         decoder: GreedyDecoder | BeamDecoder,
         rules: EndpointRules | None,
         vad: VAD | None = None,
+        spoken: Callable[[], CharVocabulary] | None = None,
     ) -> None:
-        self.encoder, self.decoder, self.vad = encoder, decoder, vad
+        self.encoder, self.decoder, self.vad, self._spoken = encoder, decoder, vad, spoken
         self.endpointer = None if rules is None else Endpointer(rules)
         self.segment, self.frames = 0, 0
         self.finished = False
@@ -91,7 +94,8 @@ class Session:
         BadAudio
             NaN, more than one channel, another rate than before, 8-bit integers.
         RuntimeError
-            The session is finished, or in use by another thread.
+            The session is finished, or in use by another thread, or the model was set to another
+            language.
 
         After these errors, and those of the model and of `vad`, the session is as it was before:
         nothing of the packet was heard.
@@ -108,6 +112,14 @@ class Session:
         """Seconds of audio that the text is based on so far."""
         return self.frames * HOP / SAMPLE_RATE
 
+    def check_language(self) -> None:
+        """RuntimeError if the model was set to a language since the session began."""
+        if self._spoken is not None and self._spoken() is not self.decoder.vocabulary:
+            raise RuntimeError(
+                "The model was set to another language since this session began. Make a new one: "
+                "asr.stream(...)."
+            )
+
     # --- what `feed` does with it --------------------------------------------------------------
 
     @contextmanager
@@ -119,6 +131,7 @@ class Session:
         try:
             if self.finished:
                 raise RuntimeError("This session is finished. Make a new one: asr.stream(...).")
+            self.check_language()
             yield
         finally:
             self._lock.release()

@@ -130,7 +130,7 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
             if rules is None:
                 raise ValueError("Beam search needs rules: it remembers all of an utterance.")
             decoder = BeamDecoder(self.search, n_best=self.n_best)
-        return Session(encoder, decoder, rules, vad)
+        return Session(encoder, decoder, rules, vad, spoken=lambda: self.tokenizer)
 
     # --- SpeechBrain's names -------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
         ValueError
             Another number of rows than before, or beam search.
         RuntimeError
-            The chunk before was the last one.
+            The chunk before was the last one, or the language was set since then.
         """
         if self.search is not None:
             raise ValueError(
@@ -286,6 +286,8 @@ class Wav2Vec2StreamingASR(Wav2Vec2ASR):
             context.shown = [""] * batch
         if len(context.sessions) != batch:
             raise ValueError(f"{batch} rows, but {len(context.sessions)} in the chunk before.")
+        for session in context.sessions:
+            session.check_language()
         return context.sessions
 
 

@@ -1,4 +1,4 @@
-"""What every Brain here shares: training counted in updates, with exact resume.
+"""What every Brain here shares: training counted in updates, with exact resume, and in chunks.
 
 Everything random in a step follows from (seed, step, rank), so that an interrupted run that is
 started again does exactly what it would have done. Learning rates are a function of the step for
@@ -24,6 +24,7 @@ from speechbrain.utils.checkpoints import (
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from w2v_plugin.attention import ChunkConfig
 from w2v_plugin.data import by_length, training_loader
 from w2v_plugin.frames import SAMPLE_RATE
 from w2v_plugin.monitor import Monitor
@@ -281,3 +282,58 @@ class StepBrain(sb.Brain):
     def save(self, scores: dict[str, float]) -> None:
         """Keep the best and the latest checkpoint."""
         self.checkpointer.save_and_keep_only(meta=scores, min_keys=["loss"])
+
+
+class ChunkBrain(StepBrain):
+    """Trains and validates in chunks, so that the model can stream.
+
+    Hyperparameters, both optional: `chunk_sampler`, SpeechBrain's dynamic chunk sampler, draws what
+    a batch may see; `valid_chunks` says what validation sees, as for `ChunkConfig.read`: each batch
+    is looked at once for each of them. Scores of the first one have plain names and pick the
+    checkpoint; the others have a suffix, as in WER_640ms_5120ms or WER_full.
+    """
+
+    eval_chunk: ChunkConfig | None = None  # what evaluation sees now
+
+    @property
+    def valid_chunks(self) -> list[ChunkConfig | None]:
+        """What validation sees, in turn."""
+        return [ChunkConfig.read(x) for x in getattr(self.hparams, "valid_chunks", [None])]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        sampler = getattr(self.hparams, "chunk_sampler", None)
+        if any(self.valid_chunks) or (sampler is not None and sampler.chunkwise_prob > 0):
+            self.model.wav2vec2.check_streamable()
+
+    def evaluate_batch(self, batch: PaddedBatch, stage: sb.Stage) -> Tensor:
+        if stage != sb.Stage.VALID:
+            return super().evaluate_batch(batch, stage)
+        losses = []
+        for self.eval_chunk in self.valid_chunks:  # noqa: B020 (what evaluation sees now)
+            losses.append(super().evaluate_batch(batch, stage))
+        self.eval_chunk = None
+        return losses[0]
+
+    def chunk(self, stage: sb.Stage) -> ChunkConfig | None:
+        """What this batch may see."""
+        return sample_chunk(self.hparams, stage) if stage == sb.Stage.TRAIN else self.eval_chunk
+
+    def named(self, scores: dict[ChunkConfig | None, dict[str, Any]]) -> dict[str, Any]:
+        """Scores at several chunks -> one dictionary, the first ones with plain names."""
+        (_, first), *others = scores.items()
+        return first | {
+            f"{name}_{'full' if chunk is None else chunk.name}": value
+            for chunk, more in others
+            for name, value in more.items()
+        }
+
+
+def sample_chunk(hparams: Any, stage: sb.Stage) -> ChunkConfig | None:
+    """Draw a chunk for this batch from SpeechBrain's dynamic chunk sampler, if there is one."""
+    sampler = getattr(hparams, "chunk_sampler", None)
+    config = None if sampler is None else sampler(stage)
+    if config is None:
+        return None
+    left = config.left_context_size
+    return ChunkConfig(config.chunk_size, None if left is None else left * config.chunk_size)

@@ -6,6 +6,7 @@ was interrupted stops, and warns, where it would have done so in one piece.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from w2v_plugin.frames import valid_frames
 ALIKE = 5e-3  # share of the latents' energy that varies: 0.1 untrained, 0.3 and more trained
 DEAF = 1e-9  # share of the logits' energy: rounding of float32 is 1e-14, a model that hears 1e-2
 HARDLY = 75.0  # % of characters wrong: letters guessed by how common they are
-NOTHING = 100.0  # % of characters wrong where only blanks are said
+NOTHING = 100.0  # % of words or characters wrong where only blanks are said
 
 
 @torch.no_grad()
@@ -47,6 +48,31 @@ def spread(latents: Tensor, frame_lengths: Tensor | None = None) -> float:
     return float(varying / energy) if energy > 0 else 1.0
 
 
+def rank(scores: Mapping[str, float], best_by: str) -> float:
+    """What models are compared by; less is better.
+
+    A WER of 100 and more tells nothing: silence has 100, and whoever begins to speak has more. So
+    the CER decides as long as that is so, and whatever gets a word right is better.
+
+    Parameters
+    ----------
+    scores : mapping
+        Of a validation; without `best_by`, nothing is worse.
+    best_by : str
+        The score; if it is a WER, the CER beside it may count.
+
+    Example
+    -------
+    >>> silent, babbling = {"WER": 100.0, "CER": 99.0}, {"WER": 103.0, "CER": 70.0}
+    >>> rank(babbling, "WER") < rank(silent, "WER"), rank({"WER": 99.0, "CER": 99.0}, "WER")
+    (True, 99.0)
+    """
+    score, beside = scores.get(best_by, math.inf), best_by.replace("WER", "CER")
+    if score < NOTHING or beside == best_by:
+        return score
+    return NOTHING + scores.get(beside, math.inf)
+
+
 def exhausted(
     records: Sequence[Mapping[str, float]], best_by: str, patience: int, since: int = 0
 ) -> bool:
@@ -57,7 +83,7 @@ def exhausted(
     records : sequence of mapping
         Validations: `step`, `valid_CER` and `valid_<score>`.
     best_by : str
-        The score; less is better.
+        The score, see `rank`.
     patience : int
         Validations.
     since : int
@@ -72,7 +98,7 @@ def exhausted(
     """
     counted = [r for r in records if r["step"] > since]
     heard = [i for i, r in enumerate(counted) if r["valid_CER"] < NOTHING]
-    scores = [r[f"valid_{best_by}"] for r in counted[heard[0] :]] if heard else []
+    scores = [rank(r, f"valid_{best_by}") for r in counted[heard[0] :]] if heard else []
     return len(scores) > 0 and len(scores) - 1 - scores.index(min(scores)) >= patience
 
 
@@ -150,6 +176,6 @@ PLATEAU = (
     "them for longer (hold: 0.6); more updates; a pretrained model, best one that learned texts."
 )
 WORDS = (
-    "{wer:.1f} % of the words are wrong while the characters improve ({cer:.1f} %): WER cannot "
-    "tell yet which model is better. --best_by CER picks by characters."
+    "{wer:.1f} % of the words are wrong while the characters improve ({cer:.1f} %): WER can hardly "
+    "tell yet which model is better. From 100 % on, CER picks; --best_by CER lets it pick always."
 )
