@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -611,7 +612,8 @@ def test_ids_never_lead_out_of_the_folder(kaldi: Path, tmp_path: Path) -> None:
     write(kaldi / "text", "../../evil WORD\n")
     prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
     (row,) = read_manifest(tmp_path / "m.csv")
-    assert Path(row["wav"]) == tmp_path / "cut" / "evil.flac"
+    assert re.fullmatch(r"evil-[0-9a-f]{12}\.flac", Path(row["wav"]).name)
+    assert Path(row["wav"]).parent == tmp_path / "cut" and Path(row["wav"]).is_file()
 
 
 def test_a_name_that_is_used_twice_is_refused(kaldi: Path) -> None:
@@ -621,12 +623,37 @@ def test_a_name_that_is_used_twice_is_refused(kaldi: Path) -> None:
 
 
 def test_two_parts_are_not_cut_to_one_file(kaldi: Path, tmp_path: Path) -> None:
-    write(kaldi / "segments", "a/1 r2 0 1\na_1 r2 1 2\n")
-    write(kaldi / "text", "a/1 ONE\na_1 TWO\n")
-    with pytest.raises(
-        BadManifest, match=r"'a_1' would be cut to .*, which is also the file of 'a/1'"
-    ):
-        prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
+    """Nor does a long name end up as an error of the file system."""
+    long = 300 * "ß"
+    write(kaldi / "segments", f"a/1 r2 0 1\na_1 r2 1 2\n{long} r2 0 1\n{long}2 r2 0 1\n")
+    write(kaldi / "text", f"a/1 ONE\na_1 TWO\n{long} THREE\n{long}2 FOUR\n")
+    prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
+    rows = read_manifest(tmp_path / "m.csv")
+    whole, _ = soundfile.read(tmp_path / "r2.flac")
+    assert len({row["wav"] for row in rows}) == 4
+    for row, start in zip(rows, (0, 1, 0, 0), strict=True):
+        part, _ = soundfile.read(row["wav"])
+        np.testing.assert_array_equal(part, whole[16_000 * start : 16_000 * (start + 1)])
+
+
+def test_cuts_of_an_earlier_manifest_stay_as_they_are(kaldi: Path, tmp_path: Path) -> None:
+    """Another recording of the same name, other times, a run that is refused: nothing replaces."""
+    first, cuts = tmp_path / "first.csv", tmp_path / "cut"
+    prepare({first: list_any(kaldi)}, cut_to=cuts)
+    before = {path: path.read_bytes() for path in cuts.iterdir()}
+    prepare({first: list_any(kaldi)}, cut_to=cuts)
+    assert sorted(cuts.iterdir()) == sorted(before)  # the same once more is the same
+    sound(tmp_path / "r2.flac", 3.0)
+    prepare({tmp_path / "second.csv": list_any(kaldi)}, cut_to=cuts)
+    write(kaldi / "segments", "bob-1 r2 0.25 0.75\n")
+    broken = [Utterance("x", tmp_path / "x.wav", "eva")]
+    with pytest.raises(BadManifest, match="none of 1"):
+        prepare({first: list_any(kaldi), tmp_path / "dev.csv": broken}, cut_to=cuts)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    names = [
+        {row["wav"] for row in read_manifest(tmp_path / f"{m}.csv")} for m in ("first", "second")
+    ]
+    assert len(names[0] & names[1]) == 1 and len(names[0] | names[1]) == 5  # r1 is the same
 
 
 def test_a_text_without_audio_is_listed_with_its_problem(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ PROMISE_S = 0.1  # a listed length may be off by so much (codecs pad) ...
 PROMISE_SHARE = 0.02  # ... or by this share of it
 BEYOND_END_S = 0.1  # by which a part may reach beyond the end of its recording
 UNSAFE = re.compile(r"[^\w.-]")  # in file names
+NAME = 50  # characters of an id in a file name, which in any script has room for so many
 OGG_PAGE = 65307  # bytes at most
 FLAGS = ("silent", "clipped", "length", "incomplete", "text", "duplicate")
 
@@ -202,7 +203,7 @@ def check_all(
     need_text : bool
         Give a reason to utterances with an empty transcript.
     cut_to : Path, optional
-        Folder for parts of longer recordings, as 16 kHz FLAC files named by their ids.
+        Folder for parts of longer recordings, as 16 kHz FLAC files; see `cut`.
 
     Returns
     -------
@@ -244,6 +245,9 @@ def in_parallel(
 def cut(utterance: Utterance, folder: Path) -> Utterance:
     """Write a part of a recording to `folder` and return the utterance that is this new file.
 
+    A hash of the samples stands in its name: what other manifests name is never replaced by other
+    audio, whatever is called the same or has changed.
+
     Raises
     ------
     BadAudio
@@ -258,7 +262,7 @@ def cut(utterance: Utterance, folder: Path) -> Utterance:
             f"{samples / SAMPLE_RATE:.2f} s long, but the recording has only "
             f"{len(wav) / SAMPLE_RATE:.2f} s there. Is it the right recording, and complete?"
         )
-    target = cut_path(utterance, folder)
+    target = folder / cut_name(utterance.id, wav.numpy().tobytes())
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     soundfile.write(part, wav.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
@@ -266,16 +270,17 @@ def cut(utterance: Utterance, folder: Path) -> Utterance:
     return replace(utterance, wav=target, start=0.0, end=None)
 
 
-def cut_path(utterance: Utterance, folder: Path) -> Path:
-    """Where `cut` writes; an id never leads out of the folder.
+def cut_name(name: str, samples: bytes) -> str:
+    """What the file of a part is called, by its id, which never leads out of the folder.
 
     Example
     -------
-    >>> cut_path(Utterance("../ann/1 a", Path("a.wav"), ""), Path("parts")).as_posix()
-    'parts/ann_1_a.flac'
+    >>> cut_name("../ann/1 a", bytes(2))
+    'ann_1_a-77342176be65.flac'
     """
-    name = UNSAFE.sub("_", utterance.id).lstrip("._")
-    return folder / f"{name}.flac"
+    content = hashlib.blake2b(name.encode(), digest_size=6)
+    content.update(samples)
+    return f"{UNSAFE.sub('_', name).lstrip('._')[:NAME]}-{content.hexdigest()}.flac"
 
 
 def find_flags(verdicts: Iterable[Verdict], elsewhere: Mapping[str, str]) -> list[Flag]:
