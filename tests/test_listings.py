@@ -16,7 +16,7 @@ from w2v_plugin.errors import BadManifest
 from w2v_plugin.listings import Listing, list_any
 from w2v_plugin.manifests import flagged_path, read_manifest, skipped_path, write_manifest
 from w2v_plugin.preparation import prepare
-from w2v_plugin.splits import split_by_speaker
+from w2v_plugin.splits import Limits, balanced_subset, split_by_speaker
 
 SEEDS = iter(range(10**6))
 
@@ -696,6 +696,13 @@ def test_a_recording_is_no_list(tmp_path: Path) -> None:
 # --- splits ----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x.wav, a minute long, in the working directory."""
+    soundfile.write(tmp_path / "x.wav", np.zeros(60_000), 1000)
+    monkeypatch.chdir(tmp_path)
+
+
 def people(counts: dict[str, int], seconds: float = 60.0) -> list[Utterance]:
     """So many minutes of each, with a text that everybody says as their first."""
     return [
@@ -705,6 +712,7 @@ def people(counts: dict[str, int], seconds: float = 60.0) -> list[Utterance]:
     ]
 
 
+@pytest.mark.usefixtures("minute")
 def test_splits_share_no_speaker_and_lose_nobody() -> None:
     listed = people(dict.fromkeys("abcdefghij", 10))
     split = split_by_speaker(listed, dev=20, test=10, unit="minutes", seed=3)
@@ -716,6 +724,7 @@ def test_splits_share_no_speaker_and_lose_nobody() -> None:
     assert split_by_speaker(listed, dev=20, test=10, unit="minutes", seed=3) == split
 
 
+@pytest.mark.usefixtures("minute")
 def test_one_dominant_speaker_stays_in_train() -> None:
     """Sizes are met with the others; where that is impossible, it is said."""
     listed = people({"much": 90, "a": 5, "b": 5})
@@ -725,6 +734,7 @@ def test_one_dominant_speaker_stays_in_train() -> None:
     assert len(split.dev) == 50 and "dev is 50.0 minutes instead of 1.5" in split.warnings[0]
 
 
+@pytest.mark.usefixtures("minute")
 def test_the_speakers_that_fit_best_are_set_aside() -> None:
     """Whatever the order in which they are drawn."""
     for seed in range(5):
@@ -734,6 +744,7 @@ def test_the_speakers_that_fit_best_are_set_aside() -> None:
         assert {each.speaker for each in split.dev} == {"c"} and not split.warnings
 
 
+@pytest.mark.usefixtures("minute")
 @pytest.mark.parametrize("listed", [people({"a": 30, "b": 30}), people({"": 60})])
 def test_few_speakers_are_split_by_utterance_with_a_warning(listed: list[Utterance]) -> None:
     split = split_by_speaker(listed, dev=0.1, test=0.1)
@@ -757,6 +768,59 @@ def test_what_cannot_be_used_decides_nothing_about_a_split(tmp_path: Path) -> No
     assert silent in unlabelled.dev + unlabelled.test
 
 
+def test_what_will_be_left_out_for_its_length_is_nothing_to_split(tmp_path: Path) -> None:
+    """It is told with its speaker; ends that no recording has give no sizes."""
+    listed = [
+        Utterance(f"{name}{n}", sound(tmp_path / name / f"{n}.wav", 1.0), name, "yes")
+        for name in "abcdef"
+        for n in range(5)
+    ]
+    long = Utterance("g", sound(tmp_path / "g.wav", 9.0), "g", "yes")
+    short = Utterance("h", sound(tmp_path / "h.wav", 0.1), "h", "yes")
+    mixed = Utterance("i", long.wav, "a", "yes")
+    wrong = [Utterance(f"w{n}", listed[n].wav, "b", "yes", end=9999.0) for n in range(2)]
+    beyond = Utterance("e", listed[0].wav, "a", "yes", end=1.05)  # as `cut` takes it
+    gone = Utterance("o", tmp_path / "gone.wav", "o", "yes", end=7.0)
+    every = [long, short, mixed, *listed, *wrong, beyond, gone]
+    for seed in range(9):
+        split = split_by_speaker(every, dev=0.2, test=0.2, seed=seed, max_s=5.0, min_s=0.5)
+        assert [len({*side} & {*listed}) for side in split[:3]] == [20, 5, 5]
+        assert {long, short, gone} <= {*split.train} and not split.warnings
+        sides = [{each.speaker for each in side} for side in split[:3]]
+        assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+        assert sum(map(len, split[:3])) == len(every)
+    for one, why in (
+        (long, "9.00 s long, the longest"),
+        (wrong[0], "it ends beyond its recording"),
+    ):
+        with pytest.raises(BadManifest, match=f"none of 1 utterances can be used.*{why}"):
+            split_by_speaker([one], max_s=5.0)
+    chosen = balanced_subset([long, *listed], 0.1, 0, Limits(max_s=5.0))
+    assert len({*chosen} & {*listed}) == 6
+
+
+@pytest.mark.usefixtures("minute")
+def test_an_utterance_without_a_speaker_does_not_mix_the_others() -> None:
+    """It is told, and heard in training; its text is told, too, where texts are kept apart."""
+    nobody = Utterance("n", Path("x.wav"), "", "a 1", "t.csv:7")
+    listed = [nobody, *people(dict.fromkeys("abcdef", 5))]
+    split = split_by_speaker(listed, dev=0.2, test=0.2)
+    assert split.by_speaker and nobody in split.train
+    assert split.warnings[0].startswith(
+        "1 utterance has no speaker (first: t.csv:7): kept in train"
+    )
+    assert not {each.speaker for each in split.dev} & {each.speaker for each in split.train}
+    another = Utterance("m", Path("x.wav"), "", "b 1", "t.csv:8")
+    two = split_by_speaker([another, nobody, *people({"a": 9, "b": 9})], dev=0.2)
+    assert not two.by_speaker
+    assert two.warnings[0].startswith(
+        "2 speakers (a, b) and 2 utterances without one: split by utt"
+    )
+    more = split_by_speaker([another, *listed], dev=0.2)
+    assert more.warnings[0].startswith("2 utterances have no speaker (first: t.csv:8)")
+
+
+@pytest.mark.usefixtures("minute")
 def test_splits_refuse_equal_names_and_say_why_nothing_can_be_split() -> None:
     """Otherwise the line with the same name would be on two sides, or on none."""
     twice = [*people({"a": 2, "b": 2, "c": 2}), Utterance("a0", Path("x.wav"), "d", end=60.0)]
@@ -769,6 +833,7 @@ def test_splits_refuse_equal_names_and_say_why_nothing_can_be_split() -> None:
         split_by_speaker([])
 
 
+@pytest.mark.usefixtures("minute")
 def test_texts_can_be_kept_apart() -> None:
     """Always by utterance; by speaker as far as possible, with a warning about the rest."""
     listed = [
@@ -781,6 +846,7 @@ def test_texts_can_be_kept_apart() -> None:
     assert "1 texts stand in two of train, dev and test: prompt" in by_speaker.warnings[-1]
 
 
+@pytest.mark.usefixtures("minute")
 @pytest.mark.parametrize(("dev", "test"), [(0.0, 0.0), (0.6, 0.4), (-0.1, 0.2)])
 def test_impossible_sizes_are_refused(dev: float, test: float) -> None:
     with pytest.raises(BadManifest, match="leave something to train on"):

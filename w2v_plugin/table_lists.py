@@ -231,7 +231,7 @@ def _times(cell: Callable[[str], str], wav: Path) -> dict[str, float | None]:
     if length is not None and not length > 0:
         raise ValueError(f"a duration of {length:g} s")
     if end is None and length is not None:
-        heard = header_seconds(Utterance("", wav, "")) if start == 0 else 0.0
+        heard = header_seconds(wav) if start == 0 else 0.0
         if not start and (heard < length or as_promised(length, heard)):
             return {"promised": length}
         end = (start or 0.0) + length
