@@ -81,13 +81,69 @@ def test_nothing_between_recordings_and_lines_is_lost(tmp_path: Path) -> None:
     lines = write(tmp_path / "said.txt", "a yes\nx which\ngone no\n")
     listing = list_any(tmp_path / "audio", lines)
     problems = {each.id: each.problem for each in listing if each.problem}
-    assert problems["x"] == "'x' is the name of 2 recordings: ann/x.wav, bob/x.wav"
-    assert problems["gone"].startswith("no recording 'gone' in ")
+    assert problems[f"{lines}:2"] == "'x' is the name of 2 recordings: ann/x.wav, bob/x.wav"
+    assert problems[f"{lines}:3"].startswith("no recording 'gone' in ")
     assert {"bob-silent", "a"} <= {each.id for each in listing if not each.problem}
+    assert listing.kind.endswith(
+        "; 3 recordings that it does not name, such as x.wav; speakers by folder (ann, bob)"
+    )
     prepare({tmp_path / "m.csv": listing}, need_text=True)
     skipped = skipped_path(tmp_path / "m.csv").read_text()
     assert f"{lines}:2\t" in skipped and f"{lines}:3\t" in skipped and "silent.wav" in skipped
     assert len(read_manifest(tmp_path / "m.csv")) == 1
+
+
+def test_a_line_that_fails_takes_no_recording_its_name(tmp_path: Path) -> None:
+    """Nor does a row with an id of its own; the others are used."""
+    sound(tmp_path / "audio" / "a.flac")
+    sound(tmp_path / "audio" / "b.wav")
+    lines = write(tmp_path / "said.txt", "a.wav yes\nb.wav no\n")
+    table = write(tmp_path / "said.csv", "id,path,text\nx,a.wav,yes\nx,b.wav,no\n")
+    for texts, name in ((lines, "b"), (table, "x")):
+        listing = list_any(tmp_path / "audio", texts)
+        manifest = tmp_path / f"{texts.suffix[1:]}.csv"
+        (summary,) = prepare({manifest: listing}, need_text=True)
+        assert [row["ID"] for row in read_manifest(manifest)] == [name]
+        assert summary.skipped == 2
+        skipped = skipped_path(manifest).read_text()
+        assert f"{texts}:" in skipped and f"{tmp_path}/audio/a.flac\tempty transcript" in skipped
+
+
+def test_recordings_that_a_table_does_not_name_are_told(tmp_path: Path) -> None:
+    """Under an id that no row has; not where a table is all that was asked for."""
+    for name in ("ann/a.wav", "ann/b.wav", "bob/c.wav", "bob/d.m4a"):
+        sound(tmp_path / "audio" / name.replace("m4a", "wav"))
+    (tmp_path / "audio" / "bob" / "d.wav").rename(tmp_path / "audio" / "bob" / "d.m4a")
+    wav = tmp_path / "audio" / "ann" / "a.wav"
+    for speaker in ("", ",speaker"):
+        content = f"id,path,text{speaker}\nb,{wav},yes{speaker and ',eva'}\n"
+        table = write(tmp_path / "said.csv", content)
+        listing = list_any(tmp_path / "audio", table)
+        assert [(each.id, each.text) for each in listing] == [
+            *(("b", "yes"), (f"{tmp_path}/audio/ann/b.wav", ""), ("c", ""), ("d", "")),
+        ]
+        voices = ("eva", "", "", "") if speaker else ("ann", "ann", "bob", "")
+        assert tuple(each.speaker for each in listing) == voices
+        assert "; 3 recordings that it does not name, such as b.wav" in listing.kind
+        assert "ffmpeg" in listing[-1].problem
+        assert len(list_any(table, audio_root=tmp_path / "audio")) == 1
+    rows = [{"audio": str(wav), "text": "yes"}, {"audio": "\0", "text": "no"}]
+    assert len(list_any(tmp_path / "audio", jsonl(tmp_path / "said.jsonl", rows))) == 5
+
+
+def test_exact_repetitions_are_left_out_and_counted(tmp_path: Path) -> None:
+    """In any list; the same name with other words is an error."""
+    for name in "ab":
+        sound(tmp_path / f"{name}.wav")
+    again = "path,text\na.wav,yes\nb.wav,no\na.wav,yes\na.wav,yes\n"
+    for content, first in ((again, 2), ("a yes\nb no\na yes\na yes\n", 1)):
+        path = write(tmp_path / "list.csv", content)
+        (summary,) = prepare({tmp_path / "m.csv": list_any(tmp_path, path)})
+        assert (summary.utterances, summary.skipped) == (2, 2)
+        skipped = skipped_path(tmp_path / "m.csv").read_text()
+        assert f"{path}:{first + 3}\t{tmp_path}/a.wav\tsays the same as {path}:{first}" in skipped
+    with pytest.raises(BadManifest, match="id 'a' was already used"):
+        prepare({tmp_path / "m.csv": list_any(write(path, f"{again}a.wav,no\n"))})
 
 
 def test_librispeech_is_recognized(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ what `toolkit_lists` reads. It says what it took the path for, so that a wrong g
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,13 @@ TABLES = {".tsv", ".csv", ".tab", ".jsonl"}
 
 
 class Listing(list[Utterance]):
-    """Utterances; `kind` says in one sentence what they were read from."""
+    """Utterances; `kind` says in one sentence what they were read from.
+
+    Of those that are listed again word by word all but the first have a `problem`.
+    """
 
     def __init__(self, utterances: Iterable[Utterance], kind: str) -> None:
-        super().__init__(utterances)
+        super().__init__(_without_repetitions(utterances))
         self.kind = kind
 
 
@@ -103,6 +107,16 @@ def list_any(
     if path.suffix.lower() in AUDIO:
         raise BadManifest(f"{path}: one recording. Expected the folder, or a list of recordings.")
     return _list_file(path, root, columns or {}, encoding)
+
+
+def _without_repetitions(listed: Iterable[Utterance]) -> Iterator[Utterance]:
+    first: dict[Utterance, str] = {}
+    for each in listed:
+        told = first.setdefault(replace(each, source=""), each.source)
+        if told == each.source or each.problem:
+            yield each
+        else:
+            yield replace(each, id=each.source, problem=f"says the same as {told}")
 
 
 def list_folder(root: Path, encoding: str = "utf-8", texts: Path | None = None) -> list[Utterance]:
@@ -168,30 +182,38 @@ def _list_directory(folder: Path, root: Path | None, columns: Columns, encoding:
     return Listing(listed, f"{_folder_kind(folder, listed)}{_voices(listed)}{not_read}")
 
 
-def _list_file(path: Path, root: Path | None, columns: Columns, encoding: str) -> Listing:
+def _list_file(
+    path: Path, root: Path | None, columns: Columns, encoding: str, folder: Path | None = None
+) -> Listing:
+    """Of a table also the recordings of `folder` that it does not name; of lines always."""
     roots = [root] if root else [path.parent, Path()]
     if _is_json(path):
         rows = read_json_rows(path, encoding)
         if kind := lhotse_kind(rows):
             return Listing(list_lhotse(path, root, encoding), f"{path}: lhotse {kind}")
         header = list(dict.fromkeys(name for row in rows for name in row.cells))
-        return _list_table(path, rows, roots, choose_columns(path, header, columns), "JSON lines")
+        chosen = choose_columns(path, header, columns)
+        return _list_table(path, rows, roots, chosen, "JSON lines", folder)
     header = header_of(path, encoding)
     if columns or "audio" in known_columns(header):
         chosen = choose_columns(path, header, columns)
-        return _list_table(path, read_table(path, encoding), roots, chosen, "a table")
-    folder = root or path.parent
-    listed = list_lines(path, folder, encoding)
+        return _list_table(path, read_table(path, encoding), roots, chosen, "a table", folder)
+    listed = list_lines(path, root or path.parent, encoding)
     return Listing(listed, f"{path}: lines of 'name text'{_voices(listed)}")
 
 
 def _list_table(
-    path: Path, rows: list[Row], roots: list[Path], columns: dict[str, str], kind: str
+    path: Path,
+    rows: list[Row],
+    roots: list[Path],
+    columns: dict[str, str],
+    kind: str,
+    folder: Path | None,
 ) -> Listing:
     said = ", ".join(f"{role} = {name}" for role, name in columns.items())
-    listed = list_rows(rows, roots, columns, path)
+    listed = list_rows(rows, roots, columns, path, folder)
     voices = "" if "speaker" in columns else _voices(listed)
-    return Listing(listed, f"{path}: {kind} with {said}{voices}")
+    return Listing(listed, f"{path}: {kind} with {said}{_rest(listed)}{voices}")
 
 
 def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) -> Listing:
@@ -205,9 +227,10 @@ def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) 
         kind = f"{folder}: {files} audio files with the texts of {text}"
         return Listing(listed, f"{kind}{_voices(listed)}")
     if _is_json(text) or "audio" in known_columns(header_of(text, encoding)) or columns:
-        return _list_file(text, folder, columns, encoding)
+        return _list_file(text, folder, columns, encoding, folder)
     listed = list_lines(text, folder, encoding)
-    return Listing(listed, f"{folder}: audio with the lines of {text}{_voices(listed)}")
+    kind = f"{folder}: audio with the lines of {text}"
+    return Listing(listed, f"{kind}{_rest(listed)}{_voices(listed)}")
 
 
 def _is_json(path: Path) -> bool:
@@ -246,6 +269,13 @@ def _is_manifest(path: Path) -> bool:
 def _not_read(folder: Path) -> str:
     names = [path.name for path in sorted(folder.iterdir()) if _is_manifest(path)]
     return f"; not read, unless named: the manifest {' and '.join(names)}" if names else ""
+
+
+def _rest(listed: Sequence[Utterance]) -> str:
+    """Recordings that a list does not name stand for themselves."""
+    names = [each.wav.name for each in listed if each.source == str(each.wav)]
+    count = f"{len(names)} recording{'s' if len(names) > 1 else ''}"
+    return f"; {count} that it does not name, such as {names[0]}" if names else ""
 
 
 def _voices(listed: Iterable[Utterance]) -> str:

@@ -43,9 +43,13 @@ def choose_columns(path: Path, header: Sequence[str], given: Columns) -> dict[st
 
 
 def list_rows(
-    rows: Sequence[Row], roots: Sequence[Path], columns: Columns, where: Path
+    rows: Sequence[Row],
+    roots: Sequence[Path],
+    columns: Columns,
+    where: Path,
+    folder: Path | None = None,
 ) -> list[Utterance]:
-    """Utterances of table rows, whose `columns` say what is what."""
+    """Utterances of table rows, whose `columns` say what is what; then the rest of a `folder`."""
     if "audio" not in columns:
         header = ", ".join(rows[0].cells) if rows else ""
         raise BadManifest(
@@ -58,6 +62,7 @@ def list_rows(
         _row_utterance(row, path, name, roots, columns)
         for row, path, name in zip(rows, paths, names, strict=True)
     ]
+    listed += unnamed(audio_files(folder), folder, listed) if folder else []
     return listed if "speaker" in columns else with_speakers(listed)
 
 
@@ -72,7 +77,7 @@ def list_lines(path: Path, root: Path, encoding: str = "utf-8") -> list[Utteranc
     known = _by_name(files, root)
     lines = read_lines(path, encoding)
     separator = _separator([line for _, line in lines])
-    listed, heard = [], set()
+    listed = []
     for source, line in lines:
         if separator and separator not in line:
             problem = f"no {separator!r} between name and text, which most lines have"
@@ -82,23 +87,31 @@ def list_lines(path: Path, root: Path, encoding: str = "utf-8") -> list[Utteranc
         found = known.get(name, [])
         problem = "" if len(found) == 1 else _not_one(name, found, root)
         wav = found[0] if len(found) == 1 else root / name
-        heard.add(wav)
-        identity = Path(name).with_suffix("") if Path(name).suffix.lower() in AUDIO else name
-        listed.append(Utterance(str(identity), wav, "", text, source, problem=problem))
-    if not heard & set(files):
-        first = next((each.id for each in listed if each.id != each.source), "")
+        stem = Path(name).with_suffix("") if Path(name).suffix.lower() in AUDIO else name
+        identity = source if problem else str(stem)
+        listed.append(Utterance(identity, wav, "", text, source, problem=problem))
+    if all(each.problem for each in listed):
+        first = next((_name_and_text(line, separator)[0] for _, line in lines), "")
         raise BadManifest(
             f"{path}:1: no line begins with the name of a recording in {root} ({len(files)} there; "
             f"the first line begins with {first[:40]!r}). Expected lines of 'name text', or a "
             "table with a header (path, text, speaker; other names: --audio-column)."
         )
+    return with_speakers([*listed, *unnamed(files, root, listed)])
+
+
+def unnamed(files: Sequence[Path], root: Path, listed: Sequence[Utterance]) -> list[Utterance]:
+    """Those of the recordings under `root` that nothing listed names, without a text."""
+    heard = {each.wav.resolve() for each in listed if os.path.isfile(each.wav)}
+    taken = {each.id for each in listed}
     names = unique_names([wav.relative_to(root) for wav in files])
-    silent = [
-        Utterance(name, wav, "", "", str(wav), problem=format_problem(wav))
+    return [
+        Utterance(
+            f"{wav}" if name in taken else name, wav, "", "", f"{wav}", problem=format_problem(wav)
+        )
         for name, wav in zip(names, files, strict=True)
-        if wav not in heard
+        if wav.resolve() not in heard
     ]
-    return with_speakers([*listed, *silent])
 
 
 def with_speakers(listed: Sequence[Utterance]) -> list[Utterance]:
@@ -192,7 +205,7 @@ def _row_utterance(
     if not problem and not cell("audio").strip():
         problem = f"column {columns['audio']!r} is empty"
     wav = find_file(str(path), roots)
-    problem = problem or missing(wav)
+    problem = problem or missing(wav) or format_problem(wav)
     try:
         times = {} if problem else _times(cell, wav)
     except ValueError as error:
@@ -200,12 +213,12 @@ def _row_utterance(
     if "start" in times:
         name = f"{name}-{round(1000 * (times['start'] or 0)):07d}"
     return Utterance(
-        id=cell("id").strip() or (f"{row.source}" if problem else name),
+        id=row.source if problem else cell("id").strip() or name,
         wav=wav,
         speaker=cell("speaker").strip(),
         text=cell("text"),
         source=row.source,
-        problem=problem or format_problem(wav),
+        problem=problem,
         **times,  # type: ignore[arg-type]
     )
 
