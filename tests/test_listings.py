@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -513,6 +514,26 @@ def test_the_first_part_of_a_recording_is_not_all_of_it(tmp_path: Path) -> None:
     assert [each.promised for each in listing] == [None, None, None, 2.1, 2.1, 2.0]
 
 
+def test_times_with_a_comma_and_times_that_are_none(tmp_path: Path) -> None:
+    """Columns are named; a duration that nothing depends on is told and not compared."""
+    sound(tmp_path / "a.wav", 6.0)
+    rows = ("0,5;3,25", "0:01;2", "1;inf", "1;")
+    content = "".join(f"a.wav;{row}\n" for row in rows)
+    good, clock, endless, rest = list_any(write(tmp_path / "t.csv", f"path;start;end\n{content}"))
+    assert (good.start, good.end, rest.start, rest.end) == (0.5, 3.25, 1.0, None)
+    assert clock.problem == "column 'start' is '0:01', expected seconds, such as 3.25"
+    assert endless.problem == "from 1.0 to inf s: a part needs 0 <= start < end"
+    lengths = "id;path;dur\n1;a.wav;6,0\n2;a.wav;0:06\n3;a.wav;six\n4;a.wav;\n"
+    listing = list_any(write(tmp_path / "t.csv", lengths))
+    assert [each.promised for each in listing] == [6.0, None, None, None]
+    assert not any(each.problem for each in listing)
+    odd = "; 2 'dur' without a number of seconds ({}/t.csv:3: '0:06'), not compared"
+    assert odd.format(tmp_path) in listing.kind
+    both = lengths.replace("dur", "start;dur").replace("a.wav;", "a.wav;0;")
+    listing = list_any(write(tmp_path / "t.csv", both))
+    assert "column 'dur' is '0:06', expected" in listing[1].problem and "dur'" not in listing.kind
+
+
 def test_a_json_text_that_is_none_is_a_problem(tmp_path: Path) -> None:
     """Not a transcript with brackets in it; a number is one."""
     sound(tmp_path / "a.wav")
@@ -730,6 +751,36 @@ def test_a_text_without_audio_is_listed_with_its_problem(tmp_path: Path) -> None
     write(tmp_path / "texts" / "3.txt", "lost")
     apart = list_any(tmp_path / "a", tmp_path / "texts")
     assert [(each.text, bool(each.problem)) for each in apart] == [("well", False), ("", True)]
+
+
+def test_texts_of_other_forms_of_a_name_are_found(tmp_path: Path) -> None:
+    """macOS takes letters apart; some tools write a.wav.txt; lists are written elsewhere."""
+    name = "grün"
+    wav = sound(tmp_path / "a" / f"{unicodedata.normalize('NFD', name)}.wav")
+    sound(tmp_path / "a" / "b.wav")
+    write(tmp_path / "a" / f"{name}.txt", "yes")
+    write(tmp_path / "a" / "b.wav.txt", "no")
+    assert [(each.text, each.problem) for each in list_any(tmp_path / "a")] == [
+        *(("no", ""), ("yes", "")),
+    ]
+    lines = write(tmp_path / "said.txt", f"b no\n{name} yes\n")
+    assert list_any(tmp_path / "a", lines)[1].wav == wav
+
+
+def test_texts_of_no_recording_are_told(tmp_path: Path) -> None:
+    """Beside the audio it may be a list, which is offered; in a folder of texts it is an error."""
+    sound(tmp_path / "a" / "1.wav")
+    write(tmp_path / "a" / "metadata.txt", "1 yes\n")
+    listing = list_any(tmp_path / "a")
+    assert len(listing) == 1 and listing.kind.endswith(
+        "; 1 .txt, none with the name of a recording, such as metadata.txt (a list of texts goes "
+        "with --text)"
+    )
+    write(tmp_path / "texts" / "2.txt", "no")
+    with pytest.raises(
+        BadManifest, match=r"texts: none of its \.txt has the name of a recording in"
+    ):
+        list_any(tmp_path / "a", tmp_path / "texts")
 
 
 def test_linked_folders_are_entered_once_and_circles_are_not(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ what `toolkit_lists` reads. It says what it took the path for, so that a wrong g
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from w2v_plugin.table_lists import (
     format_problem,
     list_lines,
     list_rows,
+    odd_durations,
     unique_names,
     with_speakers,
 )
@@ -122,30 +124,35 @@ def _without_repetitions(listed: Iterable[Utterance]) -> Iterator[Utterance]:
 def list_folder(root: Path, encoding: str = "utf-8", texts: Path | None = None) -> list[Utterance]:
     """Every audio file under `root`, in the order of the names, with the .txt of the same name.
 
-    The .txt lies beside the audio, or at the same place under the folder `texts`. Where some have
-    one, a .txt without audio is listed, too, with its `problem`: it may be the audio that is lost.
+    The .txt lies beside the audio, or at the same place under the folder `texts`; a.wav.txt is one
+    of a.wav, too, and Unicode's forms are equal (macOS writes others). Where some have one, a .txt
+    without audio is listed, too, with its `problem`: it may be the audio that is lost.
     """
     files = audio_files(root)
     names = unique_names([path.relative_to(root) for path in files])
-    notes = {path.with_suffix(""): path for path in _notes(texts or root)}
+    notes = {_place(path.with_suffix(""), texts or root): path for path in _notes(texts or root)}
     damaged: list[tuple[Path, BadManifest]] = []
     listed, heard = [], set()
     for wav, name in zip(files, names, strict=True):
-        stem = ((texts or root) / wav.relative_to(root)).with_suffix("")
+        places = (_place(wav.with_suffix(""), root), _place(wav, root))
         text, source = "", str(wav)
-        if note := notes.get(stem):
-            heard.add(stem)
-            source = f"{note}:1"
+        if place := next((each for each in places if each in notes), ""):
+            heard.add(place)
+            source = f"{notes[place]}:1"
             try:
-                text = read_text(note, encoding)
+                text = read_text(notes[place], encoding)
             except BadManifest as error:
-                damaged.append((note, error))
+                damaged.append((notes[place], error))
         listed.append(Utterance(name, wav, "", text, source, problem=format_problem(wav)))
     if damaged:
         raise BadManifest(_damaged_texts(damaged, len(heard)))
-    lost = [note for stem, note in sorted(notes.items()) if stem not in heard and heard]
+    lost = [note for place, note in sorted(notes.items()) if place not in heard and heard]
     listed += [Utterance(f"{note}", note, "", "", f"{note}:1", problem=NO_AUDIO) for note in lost]
     return with_speakers(listed)
+
+
+def _place(path: Path, root: Path) -> str:
+    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
 def _damaged_texts(damaged: Sequence[tuple[Path, BadManifest]], count: int) -> str:
@@ -212,8 +219,9 @@ def _list_table(
 ) -> Listing:
     said = ", ".join(f"{role} = {name}" for role, name in columns.items())
     listed = list_rows(rows, roots, columns, path, folder)
+    odd = odd_durations(rows, columns)
     voices = "" if "speaker" in columns else _voices(listed)
-    return Listing(listed, f"{path}: {kind} with {said}{_rest(listed)}{voices}")
+    return Listing(listed, f"{path}: {kind} with {said}{odd}{_rest(listed)}{voices}")
 
 
 def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) -> Listing:
@@ -223,6 +231,8 @@ def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) 
         raise BadManifest(f"{text}: no such file or folder of texts.")
     if text.is_dir():
         listed = list_folder(folder, encoding, texts=text)
+        if not any(each.source.endswith(":1") for each in listed):
+            raise BadManifest(f"{text}: none of its .txt has the name of a recording in {folder}.")
         files = sum(not each.problem for each in listed)
         kind = f"{folder}: {files} audio files with the texts of {text}"
         return Listing(listed, f"{kind}{_voices(listed)}")
@@ -293,6 +303,11 @@ def _folder_kind(folder: Path, listed: Sequence[Any]) -> str:
     kind = f"{folder}: {files}, {texts} with a .txt of the same name beside it"
     if lost:
         kind += f", {lost} .txt without audio"
+    if not texts and (notes := _notes(folder)):
+        kind += (
+            f"; {len(notes)} .txt, none with the name of a recording, such as {notes[0].name} (a "
+            "list of texts goes with --text)"
+        )
     if next(folder.rglob("*.trans.txt"), None):
         kind += " (its *.trans.txt are LibriSpeech's; recipes/prepare/librispeech.py reads them)"
     return kind

@@ -18,6 +18,7 @@ from pathlib import Path
 from w2v_plugin.checks import Utterance, as_promised, header_seconds
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.tables import Row, known_columns, read_lines
+from w2v_plugin.text import clean_text
 from w2v_plugin.toolkit_lists import find_file, missing, part_of
 
 AUDIO = {
@@ -71,7 +72,7 @@ def list_lines(path: Path, root: Path, encoding: str = "utf-8") -> list[Utteranc
 
     Between name and text stand tabs, | (LJSpeech: name|text|normalized text; the last is taken) or
     a space: what most lines have. A name is a path under `root`, or a file name with or without its
-    suffix.
+    suffix, in whatever form of Unicode.
     """
     files = audio_files(root)
     known = _by_name(files, root)
@@ -84,7 +85,7 @@ def list_lines(path: Path, root: Path, encoding: str = "utf-8") -> list[Utteranc
             listed.append(Utterance(source, root, "", "", source, problem=problem))
             continue
         name, text = _name_and_text(line, separator)
-        found = known.get(name, [])
+        found = known.get(clean_text(name), [])
         problem = "" if len(found) == 1 else _not_one(name, found, root)
         wav = found[0] if len(found) == 1 else root / name
         stem = Path(name).with_suffix("") if Path(name).suffix.lower() in AUDIO else name
@@ -207,7 +208,7 @@ def _row_utterance(
     wav = find_file(str(path), roots)
     problem = problem or missing(wav) or format_problem(wav)
     try:
-        times = {} if problem else _times(cell, wav)
+        times = {} if problem else _times(cell, wav, columns)
     except ValueError as error:
         problem = str(error)
     if "start" in times:
@@ -232,15 +233,23 @@ def _no_text(row: Row, columns: Columns) -> str:
     return ""
 
 
-def _times(cell: Callable[[str], str], wav: Path) -> dict[str, float | None]:
+def _times(cell: Callable[[str], str], wav: Path, columns: Columns) -> dict[str, float | None]:
     """`start`, `end` and `promised` of a row; nothing where it says nothing of times.
 
     A start of 0 with a duration is the first part of a longer file, or all of a file that is so
     long, of which NeMo's manifests say it too.
     """
-    start, end, length = (
-        float(cell(role)) if cell(role).strip() else None for role in ("start", "end", "duration")
-    )
+
+    def seconds(role: str) -> float | None:
+        text = cell(role).strip()
+        if text and _number(text) is None:
+            raise ValueError(
+                f"column {columns[role]!r} is {text[:40]!r}, expected seconds, such as 3.25"
+            )
+        return _number(text)
+
+    start, end = seconds("start"), seconds("end")
+    length = seconds("duration") if "start" in columns else _number(cell("duration"))
     if length is not None and not length > 0:
         raise ValueError(f"a duration of {length:g} s")
     if end is None and length is not None:
@@ -251,13 +260,37 @@ def _times(cell: Callable[[str], str], wav: Path) -> dict[str, float | None]:
     return part_of(start or 0.0, end) if start or end is not None else {}
 
 
+def odd_durations(rows: Iterable[Row], columns: Columns) -> str:
+    """What to say of durations that are no numbers, where no start makes them more than a promise.
+
+    Example
+    -------
+    >>> odd_durations([Row("t.csv:2", {"dur": "0:03"})], {"duration": "dur"})
+    "; 1 'dur' without a number of seconds (t.csv:2: '0:03'), not compared"
+    """
+    name = columns.get("duration", "")
+    cells = [(row.source, str(row.cells.get(name) or "").strip()) for row in rows]
+    odd = [f"{source}: {cell[:40]!r}" for source, cell in cells if cell and _number(cell) is None]
+    if "start" in columns or not odd:
+        return ""
+    return f"; {len(odd)} {name!r} without a number of seconds ({odd[0]}), not compared"
+
+
+def _number(text: str) -> float | None:
+    """Some languages write a decimal comma."""
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        return None
+
+
 def _by_name(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     """Files by relative path, file name and stem, with and without suffix."""
     known: dict[str, list[Path]] = defaultdict(list)
     for wav in files:
         relative = wav.relative_to(root)
         names = {relative.as_posix(), relative.with_suffix("").as_posix(), wav.name, wav.stem}
-        for name in names:
+        for name in {clean_text(name) for name in names}:
             known[name].append(wav)
     return known
 
