@@ -133,8 +133,8 @@ def prepare(arguments: argparse.Namespace, parameters: int) -> None:
     report = prepare_texts(train, out / "data", also=also, **choices)
     for name in PARTS:  # of a preparation that was stopped, and split in another way
         if out / "raw" / f"{name}.csv" not in raw:
-            for folder in ("raw", "data"):
-                (out / folder / f"{name}.csv").unlink(missing_ok=True)
+            for old in [*out.glob(f"raw/{name}.*"), *out.glob(f"data/{name}.*")]:
+                old.unlink()
     print("4. Texts:\n" + textwrap.indent(str(report), "   "), flush=True)
     write_config(arguments, parameters, report.vocabulary, [path.stem for path in raw])
 
