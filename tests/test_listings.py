@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from w2v_plugin.errors import BadManifest
 from w2v_plugin.listings import Listing, list_any
 from w2v_plugin.manifests import flagged_path, read_manifest, skipped_path, write_manifest
 from w2v_plugin.preparation import prepare
-from w2v_plugin.splits import split_by_speaker
+from w2v_plugin.splits import Limits, balanced_subset, split_by_speaker
 
 SEEDS = iter(range(10**6))
 
@@ -80,13 +82,69 @@ def test_nothing_between_recordings_and_lines_is_lost(tmp_path: Path) -> None:
     lines = write(tmp_path / "said.txt", "a yes\nx which\ngone no\n")
     listing = list_any(tmp_path / "audio", lines)
     problems = {each.id: each.problem for each in listing if each.problem}
-    assert problems["x"] == "'x' is the name of 2 recordings: ann/x.wav, bob/x.wav"
-    assert problems["gone"].startswith("no recording 'gone' in ")
+    assert problems[f"{lines}:2"] == "'x' is the name of 2 recordings: ann/x.wav, bob/x.wav"
+    assert problems[f"{lines}:3"].startswith("no recording 'gone' in ")
     assert {"bob-silent", "a"} <= {each.id for each in listing if not each.problem}
+    assert listing.kind.endswith(
+        "; 3 recordings that it does not name, such as x.wav; speakers by folder (ann, bob)"
+    )
     prepare({tmp_path / "m.csv": listing}, need_text=True)
     skipped = skipped_path(tmp_path / "m.csv").read_text()
     assert f"{lines}:2\t" in skipped and f"{lines}:3\t" in skipped and "silent.wav" in skipped
     assert len(read_manifest(tmp_path / "m.csv")) == 1
+
+
+def test_a_line_that_fails_takes_no_recording_its_name(tmp_path: Path) -> None:
+    """Nor does a row with an id of its own; the others are used."""
+    sound(tmp_path / "audio" / "a.flac")
+    sound(tmp_path / "audio" / "b.wav")
+    lines = write(tmp_path / "said.txt", "a.wav yes\nb.wav no\n")
+    table = write(tmp_path / "said.csv", "id,path,text\nx,a.wav,yes\nx,b.wav,no\n")
+    for texts, name in ((lines, "b"), (table, "x")):
+        listing = list_any(tmp_path / "audio", texts)
+        manifest = tmp_path / f"{texts.suffix[1:]}.csv"
+        (summary,) = prepare({manifest: listing}, need_text=True)
+        assert [row["ID"] for row in read_manifest(manifest)] == [name]
+        assert summary.skipped == 2
+        skipped = skipped_path(manifest).read_text()
+        assert f"{texts}:" in skipped and f"{tmp_path}/audio/a.flac\tempty transcript" in skipped
+
+
+def test_recordings_that_a_table_does_not_name_are_told(tmp_path: Path) -> None:
+    """Under an id that no row has; not where a table is all that was asked for."""
+    for name in ("ann/a.wav", "ann/b.wav", "bob/c.wav", "bob/d.m4a"):
+        sound(tmp_path / "audio" / name.replace("m4a", "wav"))
+    (tmp_path / "audio" / "bob" / "d.wav").rename(tmp_path / "audio" / "bob" / "d.m4a")
+    wav = tmp_path / "audio" / "ann" / "a.wav"
+    for speaker in ("", ",speaker"):
+        content = f"id,path,text{speaker}\nb,{wav},yes{speaker and ',eva'}\n"
+        table = write(tmp_path / "said.csv", content)
+        listing = list_any(tmp_path / "audio", table)
+        assert [(each.id, each.text) for each in listing] == [
+            *(("b", "yes"), (f"{tmp_path}/audio/ann/b.wav", ""), ("c", ""), ("d", "")),
+        ]
+        voices = ("eva", "", "", "") if speaker else ("ann", "ann", "bob", "")
+        assert tuple(each.speaker for each in listing) == voices
+        assert "; 3 recordings that it does not name, such as b.wav" in listing.kind
+        assert "ffmpeg" in listing[-1].problem
+        assert len(list_any(table, audio_root=tmp_path / "audio")) == 1
+    rows = [{"audio": str(wav), "text": "yes"}, {"audio": "\0", "text": "no"}]
+    assert len(list_any(tmp_path / "audio", jsonl(tmp_path / "said.jsonl", rows))) == 5
+
+
+def test_exact_repetitions_are_left_out_and_counted(tmp_path: Path) -> None:
+    """In any list; the same name with other words is an error."""
+    for name in "ab":
+        sound(tmp_path / f"{name}.wav")
+    again = "path,text\na.wav,yes\nb.wav,no\na.wav,yes\na.wav,yes\n"
+    for content, first in ((again, 2), ("a yes\nb no\na yes\na yes\n", 1)):
+        path = write(tmp_path / "list.csv", content)
+        (summary,) = prepare({tmp_path / "m.csv": list_any(tmp_path, path)})
+        assert (summary.utterances, summary.skipped) == (2, 2)
+        skipped = skipped_path(tmp_path / "m.csv").read_text()
+        assert f"{path}:{first + 3}\t{tmp_path}/a.wav\tsays the same as {path}:{first}" in skipped
+    with pytest.raises(BadManifest, match="id 'a' was already used"):
+        prepare({tmp_path / "m.csv": list_any(write(path, f"{again}a.wav,no\n"))})
 
 
 def test_librispeech_is_recognized(tmp_path: Path) -> None:
@@ -456,6 +514,26 @@ def test_the_first_part_of_a_recording_is_not_all_of_it(tmp_path: Path) -> None:
     assert [each.promised for each in listing] == [None, None, None, 2.1, 2.1, 2.0]
 
 
+def test_times_with_a_comma_and_times_that_are_none(tmp_path: Path) -> None:
+    """Columns are named; a duration that nothing depends on is told and not compared."""
+    sound(tmp_path / "a.wav", 6.0)
+    rows = ("0,5;3,25", "0:01;2", "1;inf", "1;")
+    content = "".join(f"a.wav;{row}\n" for row in rows)
+    good, clock, endless, rest = list_any(write(tmp_path / "t.csv", f"path;start;end\n{content}"))
+    assert (good.start, good.end, rest.start, rest.end) == (0.5, 3.25, 1.0, None)
+    assert clock.problem == "column 'start' is '0:01', expected seconds, such as 3.25"
+    assert endless.problem == "from 1.0 to inf s: a part needs 0 <= start < end"
+    lengths = "id;path;dur\n1;a.wav;6,0\n2;a.wav;0:06\n3;a.wav;six\n4;a.wav;\n"
+    listing = list_any(write(tmp_path / "t.csv", lengths))
+    assert [each.promised for each in listing] == [6.0, None, None, None]
+    assert not any(each.problem for each in listing)
+    odd = "; 2 'dur' without a number of seconds ({}/t.csv:3: '0:06'), not compared"
+    assert odd.format(tmp_path) in listing.kind
+    both = lengths.replace("dur", "start;dur").replace("a.wav;", "a.wav;0;")
+    listing = list_any(write(tmp_path / "t.csv", both))
+    assert "column 'dur' is '0:06', expected" in listing[1].problem and "dur'" not in listing.kind
+
+
 def test_a_json_text_that_is_none_is_a_problem(tmp_path: Path) -> None:
     """Not a transcript with brackets in it; a number is one."""
     sound(tmp_path / "a.wav")
@@ -611,7 +689,8 @@ def test_ids_never_lead_out_of_the_folder(kaldi: Path, tmp_path: Path) -> None:
     write(kaldi / "text", "../../evil WORD\n")
     prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
     (row,) = read_manifest(tmp_path / "m.csv")
-    assert Path(row["wav"]) == tmp_path / "cut" / "evil.flac"
+    assert re.fullmatch(r"evil-[0-9a-f]{12}\.flac", Path(row["wav"]).name)
+    assert Path(row["wav"]).parent == tmp_path / "cut" and Path(row["wav"]).is_file()
 
 
 def test_a_name_that_is_used_twice_is_refused(kaldi: Path) -> None:
@@ -621,12 +700,37 @@ def test_a_name_that_is_used_twice_is_refused(kaldi: Path) -> None:
 
 
 def test_two_parts_are_not_cut_to_one_file(kaldi: Path, tmp_path: Path) -> None:
-    write(kaldi / "segments", "a/1 r2 0 1\na_1 r2 1 2\n")
-    write(kaldi / "text", "a/1 ONE\na_1 TWO\n")
-    with pytest.raises(
-        BadManifest, match=r"'a_1' would be cut to .*, which is also the file of 'a/1'"
-    ):
-        prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
+    """Nor does a long name end up as an error of the file system."""
+    long = 300 * "ß"
+    write(kaldi / "segments", f"a/1 r2 0 1\na_1 r2 1 2\n{long} r2 0 1\n{long}2 r2 0 1\n")
+    write(kaldi / "text", f"a/1 ONE\na_1 TWO\n{long} THREE\n{long}2 FOUR\n")
+    prepare({tmp_path / "m.csv": list_any(kaldi)}, cut_to=tmp_path / "cut")
+    rows = read_manifest(tmp_path / "m.csv")
+    whole, _ = soundfile.read(tmp_path / "r2.flac")
+    assert len({row["wav"] for row in rows}) == 4
+    for row, start in zip(rows, (0, 1, 0, 0), strict=True):
+        part, _ = soundfile.read(row["wav"])
+        np.testing.assert_array_equal(part, whole[16_000 * start : 16_000 * (start + 1)])
+
+
+def test_cuts_of_an_earlier_manifest_stay_as_they_are(kaldi: Path, tmp_path: Path) -> None:
+    """Another recording of the same name, other times, a run that is refused: nothing replaces."""
+    first, cuts = tmp_path / "first.csv", tmp_path / "cut"
+    prepare({first: list_any(kaldi)}, cut_to=cuts)
+    before = {path: path.read_bytes() for path in cuts.iterdir()}
+    prepare({first: list_any(kaldi)}, cut_to=cuts)
+    assert sorted(cuts.iterdir()) == sorted(before)  # the same once more is the same
+    sound(tmp_path / "r2.flac", 3.0)
+    prepare({tmp_path / "second.csv": list_any(kaldi)}, cut_to=cuts)
+    write(kaldi / "segments", "bob-1 r2 0.25 0.75\n")
+    broken = [Utterance("x", tmp_path / "x.wav", "eva")]
+    with pytest.raises(BadManifest, match="none of 1"):
+        prepare({first: list_any(kaldi), tmp_path / "dev.csv": broken}, cut_to=cuts)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    names = [
+        {row["wav"] for row in read_manifest(tmp_path / f"{m}.csv")} for m in ("first", "second")
+    ]
+    assert len(names[0] & names[1]) == 1 and len(names[0] | names[1]) == 5  # r1 is the same
 
 
 def test_a_text_without_audio_is_listed_with_its_problem(tmp_path: Path) -> None:
@@ -649,6 +753,36 @@ def test_a_text_without_audio_is_listed_with_its_problem(tmp_path: Path) -> None
     assert [(each.text, bool(each.problem)) for each in apart] == [("well", False), ("", True)]
 
 
+def test_texts_of_other_forms_of_a_name_are_found(tmp_path: Path) -> None:
+    """macOS takes letters apart; some tools write a.wav.txt; lists are written elsewhere."""
+    name = "grün"
+    wav = sound(tmp_path / "a" / f"{unicodedata.normalize('NFD', name)}.wav")
+    sound(tmp_path / "a" / "b.wav")
+    write(tmp_path / "a" / f"{name}.txt", "yes")
+    write(tmp_path / "a" / "b.wav.txt", "no")
+    assert [(each.text, each.problem) for each in list_any(tmp_path / "a")] == [
+        *(("no", ""), ("yes", "")),
+    ]
+    lines = write(tmp_path / "said.txt", f"b no\n{name} yes\n")
+    assert list_any(tmp_path / "a", lines)[1].wav == wav
+
+
+def test_texts_of_no_recording_are_told(tmp_path: Path) -> None:
+    """Beside the audio it may be a list, which is offered; in a folder of texts it is an error."""
+    sound(tmp_path / "a" / "1.wav")
+    write(tmp_path / "a" / "metadata.txt", "1 yes\n")
+    listing = list_any(tmp_path / "a")
+    assert len(listing) == 1 and listing.kind.endswith(
+        "; 1 .txt, none with the name of a recording, such as metadata.txt (a list of texts goes "
+        "with --text)"
+    )
+    write(tmp_path / "texts" / "2.txt", "no")
+    with pytest.raises(
+        BadManifest, match=r"texts: none of its \.txt has the name of a recording in"
+    ):
+        list_any(tmp_path / "a", tmp_path / "texts")
+
+
 def test_linked_folders_are_entered_once_and_circles_are_not(tmp_path: Path) -> None:
     for place in ("root/ann", "elsewhere/bob"):
         sound(tmp_path / place / "a.wav")
@@ -669,6 +803,13 @@ def test_a_recording_is_no_list(tmp_path: Path) -> None:
 # --- splits ----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x.wav, a minute long, in the working directory."""
+    soundfile.write(tmp_path / "x.wav", np.zeros(60_000), 1000)
+    monkeypatch.chdir(tmp_path)
+
+
 def people(counts: dict[str, int], seconds: float = 60.0) -> list[Utterance]:
     """So many minutes of each, with a text that everybody says as their first."""
     return [
@@ -678,6 +819,7 @@ def people(counts: dict[str, int], seconds: float = 60.0) -> list[Utterance]:
     ]
 
 
+@pytest.mark.usefixtures("minute")
 def test_splits_share_no_speaker_and_lose_nobody() -> None:
     listed = people(dict.fromkeys("abcdefghij", 10))
     split = split_by_speaker(listed, dev=20, test=10, unit="minutes", seed=3)
@@ -689,6 +831,7 @@ def test_splits_share_no_speaker_and_lose_nobody() -> None:
     assert split_by_speaker(listed, dev=20, test=10, unit="minutes", seed=3) == split
 
 
+@pytest.mark.usefixtures("minute")
 def test_one_dominant_speaker_stays_in_train() -> None:
     """Sizes are met with the others; where that is impossible, it is said."""
     listed = people({"much": 90, "a": 5, "b": 5})
@@ -698,6 +841,7 @@ def test_one_dominant_speaker_stays_in_train() -> None:
     assert len(split.dev) == 50 and "dev is 50.0 minutes instead of 1.5" in split.warnings[0]
 
 
+@pytest.mark.usefixtures("minute")
 def test_the_speakers_that_fit_best_are_set_aside() -> None:
     """Whatever the order in which they are drawn."""
     for seed in range(5):
@@ -707,6 +851,7 @@ def test_the_speakers_that_fit_best_are_set_aside() -> None:
         assert {each.speaker for each in split.dev} == {"c"} and not split.warnings
 
 
+@pytest.mark.usefixtures("minute")
 @pytest.mark.parametrize("listed", [people({"a": 30, "b": 30}), people({"": 60})])
 def test_few_speakers_are_split_by_utterance_with_a_warning(listed: list[Utterance]) -> None:
     split = split_by_speaker(listed, dev=0.1, test=0.1)
@@ -730,6 +875,59 @@ def test_what_cannot_be_used_decides_nothing_about_a_split(tmp_path: Path) -> No
     assert silent in unlabelled.dev + unlabelled.test
 
 
+def test_what_will_be_left_out_for_its_length_is_nothing_to_split(tmp_path: Path) -> None:
+    """It is told with its speaker; ends that no recording has give no sizes."""
+    listed = [
+        Utterance(f"{name}{n}", sound(tmp_path / name / f"{n}.wav", 1.0), name, "yes")
+        for name in "abcdef"
+        for n in range(5)
+    ]
+    long = Utterance("g", sound(tmp_path / "g.wav", 9.0), "g", "yes")
+    short = Utterance("h", sound(tmp_path / "h.wav", 0.1), "h", "yes")
+    mixed = Utterance("i", long.wav, "a", "yes")
+    wrong = [Utterance(f"w{n}", listed[n].wav, "b", "yes", end=9999.0) for n in range(2)]
+    beyond = Utterance("e", listed[0].wav, "a", "yes", end=1.05)  # as `cut` takes it
+    gone = Utterance("o", tmp_path / "gone.wav", "o", "yes", end=7.0)
+    every = [long, short, mixed, *listed, *wrong, beyond, gone]
+    for seed in range(9):
+        split = split_by_speaker(every, dev=0.2, test=0.2, seed=seed, max_s=5.0, min_s=0.5)
+        assert [len({*side} & {*listed}) for side in split[:3]] == [20, 5, 5]
+        assert {long, short, gone} <= {*split.train} and not split.warnings
+        sides = [{each.speaker for each in side} for side in split[:3]]
+        assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+        assert sum(map(len, split[:3])) == len(every)
+    for one, why in (
+        (long, "9.00 s long, the longest"),
+        (wrong[0], "it ends beyond its recording"),
+    ):
+        with pytest.raises(BadManifest, match=f"none of 1 utterances can be used.*{why}"):
+            split_by_speaker([one], max_s=5.0)
+    chosen = balanced_subset([long, *listed], 0.1, 0, Limits(max_s=5.0))
+    assert len({*chosen} & {*listed}) == 6
+
+
+@pytest.mark.usefixtures("minute")
+def test_an_utterance_without_a_speaker_does_not_mix_the_others() -> None:
+    """It is told, and heard in training; its text is told, too, where texts are kept apart."""
+    nobody = Utterance("n", Path("x.wav"), "", "a 1", "t.csv:7")
+    listed = [nobody, *people(dict.fromkeys("abcdef", 5))]
+    split = split_by_speaker(listed, dev=0.2, test=0.2)
+    assert split.by_speaker and nobody in split.train
+    assert split.warnings[0].startswith(
+        "1 utterance has no speaker (first: t.csv:7): kept in train"
+    )
+    assert not {each.speaker for each in split.dev} & {each.speaker for each in split.train}
+    another = Utterance("m", Path("x.wav"), "", "b 1", "t.csv:8")
+    two = split_by_speaker([another, nobody, *people({"a": 9, "b": 9})], dev=0.2)
+    assert not two.by_speaker
+    assert two.warnings[0].startswith(
+        "2 speakers (a, b) and 2 utterances without one: split by utt"
+    )
+    more = split_by_speaker([another, *listed], dev=0.2)
+    assert more.warnings[0].startswith("2 utterances have no speaker (first: t.csv:8)")
+
+
+@pytest.mark.usefixtures("minute")
 def test_splits_refuse_equal_names_and_say_why_nothing_can_be_split() -> None:
     """Otherwise the line with the same name would be on two sides, or on none."""
     twice = [*people({"a": 2, "b": 2, "c": 2}), Utterance("a0", Path("x.wav"), "d", end=60.0)]
@@ -742,6 +940,7 @@ def test_splits_refuse_equal_names_and_say_why_nothing_can_be_split() -> None:
         split_by_speaker([])
 
 
+@pytest.mark.usefixtures("minute")
 def test_texts_can_be_kept_apart() -> None:
     """Always by utterance; by speaker as far as possible, with a warning about the rest."""
     listed = [
@@ -754,6 +953,7 @@ def test_texts_can_be_kept_apart() -> None:
     assert "1 texts stand in two of train, dev and test: prompt" in by_speaker.warnings[-1]
 
 
+@pytest.mark.usefixtures("minute")
 @pytest.mark.parametrize(("dev", "test"), [(0.0, 0.0), (0.6, 0.4), (-0.1, 0.2)])
 def test_impossible_sizes_are_refused(dev: float, test: float) -> None:
     with pytest.raises(BadManifest, match="leave something to train on"):

@@ -143,7 +143,7 @@ def test_preparing_anew_leaves_nothing_of_before(
     assert f"or remove all of {out}" in capsys.readouterr().err
     (out / "train.yaml").unlink()
     assert call(recordings, pretrained, out, "--test=0") == 0
-    assert not [*out.glob("*/test.csv")] and (out / "data" / "dev.csv").exists()
+    assert not [*out.glob("*/test.*")] and (out / "data" / "dev.csv").exists()
     (out / "train.yaml").unlink()
     (out / "save").mkdir()
     capsys.readouterr()
@@ -162,6 +162,21 @@ def test_what_is_too_short_to_train_with_is_left_out(
     assert call(copies, pretrained, tmp_path / "new") == 0
     skipped = [path.read_text() for path in (tmp_path / "new" / "raw").glob("*.skipped.tsv")]
     assert len(skipped) == 1 and "0.05 s long, the shortest accepted is 0.1 s" in skipped[0]
+
+
+def test_what_is_too_long_is_no_test_set(
+    recordings: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of what a speaker said may be left out; the sizes are those of the others."""
+    copies = tmp_path / "copies"
+    shutil.copytree(recordings, copies)
+    (copies / "s9").mkdir()
+    soundfile.write(copies / "s9" / "long.wav", [0.1, -0.1] * 8000 * 22, 16000)
+    (copies / "s9" / "long.txt").write_text("ß", encoding="utf-8")
+    assert call(copies, pretrained, tmp_path / "new") == 0
+    assert "Split by speaker: 25 train, 12 dev, 12 test." in capsys.readouterr().out
+    skipped = (tmp_path / "new" / "raw" / "train.skipped.tsv").read_text()
+    assert "22.00 s long, the longest accepted is 20 s" in skipped
 
 
 def test_the_same_recording_in_two_parts_is_told(

@@ -33,6 +33,8 @@ PROMISE_S = 0.1  # a listed length may be off by so much (codecs pad) ...
 PROMISE_SHARE = 0.02  # ... or by this share of it
 BEYOND_END_S = 0.1  # by which a part may reach beyond the end of its recording
 UNSAFE = re.compile(r"[^\w.-]")  # in file names
+NAME = 50  # characters of an id in a file name, which in any script has room for so many
+UNKNOWN = 2**62  # samples: a length that libsndfile does not know
 OGG_PAGE = 65307  # bytes at most
 FLAGS = ("silent", "clipped", "length", "incomplete", "text", "duplicate")
 
@@ -156,14 +158,26 @@ def ogg_ends(path: str | Path) -> bool:
     return bool(header[1] & 4) and len(segments) >= header[22] + sum(segments[: header[22]])
 
 
-def header_seconds(utterance: Utterance) -> float:
-    """Length that header or list promise, cheaply; 0 for a broken file."""
-    if utterance.end is not None:
-        return utterance.end - utterance.start
+def header_seconds(wav: Path) -> float:
+    """Length that a file's header promises, cheaply; 0 for a broken file, or where it does not."""
     try:
-        return max(float(soundfile.info(str(utterance.wav)).duration) - utterance.start, 0.0)
+        info = soundfile.info(str(wav))
     except (soundfile.SoundFileError, RuntimeError, TypeError, UnicodeEncodeError):
         return 0.0
+    return float(info.duration) if info.frames < UNKNOWN else 0.0
+
+
+def heard_seconds(utterance: Utterance, whole: float) -> float:
+    """Its length in a file of `whole` seconds; 0 where it ends so far beyond it that `cut` refuses.
+
+    Example
+    -------
+    >>> part = Utterance("a", Path("a.wav"), "", start=1.0, end=3.0)
+    >>> heard_seconds(part, 9.0), heard_seconds(part, 2.0)
+    (2.0, 0.0)
+    """
+    end = whole if utterance.end is None else utterance.end
+    return max(end - utterance.start, 0.0) if end <= whole + BEYOND_END_S else 0.0
 
 
 def as_promised(promised: float, seconds: float) -> bool:
@@ -202,7 +216,7 @@ def check_all(
     need_text : bool
         Give a reason to utterances with an empty transcript.
     cut_to : Path, optional
-        Folder for parts of longer recordings, as 16 kHz FLAC files named by their ids.
+        Folder for parts of longer recordings, as 16 kHz FLAC files; see `cut`.
 
     Returns
     -------
@@ -220,9 +234,18 @@ def check_all(
             facts = examine(heard.wav)
         except BadAudio as error:
             return Verdict(utterance, reason=clean_text(str(error)))
-        return Verdict(heard, facts, _length_reason(facts.seconds, max_s, min_s))
+        return Verdict(heard, facts, length_reason(facts.seconds, max_s, min_s))
 
     return in_parallel(judge, utterances, title=title, workers=workers)
+
+
+def length_reason(seconds: float, max_s: float | None, min_s: float | None) -> str:
+    """Why it is left out for its length; "" where it is not."""
+    if max_s is not None and seconds > max_s:
+        return f"{seconds:.2f} s long, the longest accepted is {max_s:g} s"
+    if min_s is not None and seconds < min_s:
+        return f"{seconds:.2f} s long, the shortest accepted is {min_s:g} s"
+    return ""
 
 
 def in_parallel(
@@ -244,13 +267,17 @@ def in_parallel(
 def cut(utterance: Utterance, folder: Path) -> Utterance:
     """Write a part of a recording to `folder` and return the utterance that is this new file.
 
+    A hash of the samples stands in its name: what other manifests name is never replaced by other
+    audio, whatever is called the same or has changed.
+
     Raises
     ------
     BadAudio
         The recording cannot be decoded there, or ends before the part does.
     """
     first = round(utterance.start * SAMPLE_RATE)
-    samples = round(utterance.start * SAMPLE_RATE + header_seconds(utterance) * SAMPLE_RATE) - first
+    end = header_seconds(utterance.wav) if utterance.end is None else utterance.end
+    samples = max(round(end * SAMPLE_RATE) - first, 0)
     wav = read_window(utterance.wav, first, samples)
     if samples <= 0 or len(wav) < samples - BEYOND_END_S * SAMPLE_RATE:
         raise BadAudio(
@@ -258,7 +285,7 @@ def cut(utterance: Utterance, folder: Path) -> Utterance:
             f"{samples / SAMPLE_RATE:.2f} s long, but the recording has only "
             f"{len(wav) / SAMPLE_RATE:.2f} s there. Is it the right recording, and complete?"
         )
-    target = cut_path(utterance, folder)
+    target = folder / cut_name(utterance.id, wav.numpy().tobytes())
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     soundfile.write(part, wav.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
@@ -266,16 +293,17 @@ def cut(utterance: Utterance, folder: Path) -> Utterance:
     return replace(utterance, wav=target, start=0.0, end=None)
 
 
-def cut_path(utterance: Utterance, folder: Path) -> Path:
-    """Where `cut` writes; an id never leads out of the folder.
+def cut_name(name: str, samples: bytes) -> str:
+    """What the file of a part is called, by its id, which never leads out of the folder.
 
     Example
     -------
-    >>> cut_path(Utterance("../ann/1 a", Path("a.wav"), ""), Path("parts")).as_posix()
-    'parts/ann_1_a.flac'
+    >>> cut_name("../ann/1 a", bytes(2))
+    'ann_1_a-77342176be65.flac'
     """
-    name = UNSAFE.sub("_", utterance.id).lstrip("._")
-    return folder / f"{name}.flac"
+    content = hashlib.blake2b(name.encode(), digest_size=6)
+    content.update(samples)
+    return f"{UNSAFE.sub('_', name).lstrip('._')[:NAME]}-{content.hexdigest()}.flac"
 
 
 def find_flags(verdicts: Iterable[Verdict], elsewhere: Mapping[str, str]) -> list[Flag]:
@@ -326,14 +354,6 @@ def _not_unicode(utterance: Utterance) -> str:
         except UnicodeEncodeError as error:
             name = {"wav": "the file's name"}.get(what, f"its {what}")
             return f"{name} is no valid Unicode ({error.object!a}). Rename it."
-    return ""
-
-
-def _length_reason(seconds: float, max_s: float | None, min_s: float | None) -> str:
-    if max_s is not None and seconds > max_s:
-        return f"{seconds:.2f} s long, the longest accepted is {max_s:g} s"
-    if min_s is not None and seconds < min_s:
-        return f"{seconds:.2f} s long, the shortest accepted is {min_s:g} s"
     return ""
 
 

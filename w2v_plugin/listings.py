@@ -8,7 +8,9 @@ what `toolkit_lists` reads. It says what it took the path for, so that a wrong g
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from w2v_plugin.table_lists import (
     format_problem,
     list_lines,
     list_rows,
+    odd_durations,
     unique_names,
     with_speakers,
 )
@@ -37,10 +40,13 @@ TABLES = {".tsv", ".csv", ".tab", ".jsonl"}
 
 
 class Listing(list[Utterance]):
-    """Utterances; `kind` says in one sentence what they were read from."""
+    """Utterances; `kind` says in one sentence what they were read from.
+
+    Of those that are listed again word by word all but the first have a `problem`.
+    """
 
     def __init__(self, utterances: Iterable[Utterance], kind: str) -> None:
-        super().__init__(utterances)
+        super().__init__(_without_repetitions(utterances))
         self.kind = kind
 
 
@@ -105,33 +111,48 @@ def list_any(
     return _list_file(path, root, columns or {}, encoding)
 
 
+def _without_repetitions(listed: Iterable[Utterance]) -> Iterator[Utterance]:
+    first: dict[Utterance, str] = {}
+    for each in listed:
+        told = first.setdefault(replace(each, source=""), each.source)
+        if told == each.source or each.problem:
+            yield each
+        else:
+            yield replace(each, id=each.source, problem=f"says the same as {told}")
+
+
 def list_folder(root: Path, encoding: str = "utf-8", texts: Path | None = None) -> list[Utterance]:
     """Every audio file under `root`, in the order of the names, with the .txt of the same name.
 
-    The .txt lies beside the audio, or at the same place under the folder `texts`. Where some have
-    one, a .txt without audio is listed, too, with its `problem`: it may be the audio that is lost.
+    The .txt lies beside the audio, or at the same place under the folder `texts`; a.wav.txt is one
+    of a.wav, too, and Unicode's forms are equal (macOS writes others). Where some have one, a .txt
+    without audio is listed, too, with its `problem`: it may be the audio that is lost.
     """
     files = audio_files(root)
     names = unique_names([path.relative_to(root) for path in files])
-    notes = {path.with_suffix(""): path for path in _notes(texts or root)}
+    notes = {_place(path.with_suffix(""), texts or root): path for path in _notes(texts or root)}
     damaged: list[tuple[Path, BadManifest]] = []
     listed, heard = [], set()
     for wav, name in zip(files, names, strict=True):
-        stem = ((texts or root) / wav.relative_to(root)).with_suffix("")
+        places = (_place(wav.with_suffix(""), root), _place(wav, root))
         text, source = "", str(wav)
-        if note := notes.get(stem):
-            heard.add(stem)
-            source = f"{note}:1"
+        if place := next((each for each in places if each in notes), ""):
+            heard.add(place)
+            source = f"{notes[place]}:1"
             try:
-                text = read_text(note, encoding)
+                text = read_text(notes[place], encoding)
             except BadManifest as error:
-                damaged.append((note, error))
+                damaged.append((notes[place], error))
         listed.append(Utterance(name, wav, "", text, source, problem=format_problem(wav)))
     if damaged:
         raise BadManifest(_damaged_texts(damaged, len(heard)))
-    lost = [note for stem, note in sorted(notes.items()) if stem not in heard and heard]
+    lost = [note for place, note in sorted(notes.items()) if place not in heard and heard]
     listed += [Utterance(f"{note}", note, "", "", f"{note}:1", problem=NO_AUDIO) for note in lost]
     return with_speakers(listed)
+
+
+def _place(path: Path, root: Path) -> str:
+    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
 def _damaged_texts(damaged: Sequence[tuple[Path, BadManifest]], count: int) -> str:
@@ -168,30 +189,39 @@ def _list_directory(folder: Path, root: Path | None, columns: Columns, encoding:
     return Listing(listed, f"{_folder_kind(folder, listed)}{_voices(listed)}{not_read}")
 
 
-def _list_file(path: Path, root: Path | None, columns: Columns, encoding: str) -> Listing:
+def _list_file(
+    path: Path, root: Path | None, columns: Columns, encoding: str, folder: Path | None = None
+) -> Listing:
+    """Of a table also the recordings of `folder` that it does not name; of lines always."""
     roots = [root] if root else [path.parent, Path()]
     if _is_json(path):
         rows = read_json_rows(path, encoding)
         if kind := lhotse_kind(rows):
             return Listing(list_lhotse(path, root, encoding), f"{path}: lhotse {kind}")
         header = list(dict.fromkeys(name for row in rows for name in row.cells))
-        return _list_table(path, rows, roots, choose_columns(path, header, columns), "JSON lines")
+        chosen = choose_columns(path, header, columns)
+        return _list_table(path, rows, roots, chosen, "JSON lines", folder)
     header = header_of(path, encoding)
     if columns or "audio" in known_columns(header):
         chosen = choose_columns(path, header, columns)
-        return _list_table(path, read_table(path, encoding), roots, chosen, "a table")
-    folder = root or path.parent
-    listed = list_lines(path, folder, encoding)
+        return _list_table(path, read_table(path, encoding), roots, chosen, "a table", folder)
+    listed = list_lines(path, root or path.parent, encoding)
     return Listing(listed, f"{path}: lines of 'name text'{_voices(listed)}")
 
 
 def _list_table(
-    path: Path, rows: list[Row], roots: list[Path], columns: dict[str, str], kind: str
+    path: Path,
+    rows: list[Row],
+    roots: list[Path],
+    columns: dict[str, str],
+    kind: str,
+    folder: Path | None,
 ) -> Listing:
     said = ", ".join(f"{role} = {name}" for role, name in columns.items())
-    listed = list_rows(rows, roots, columns, path)
+    listed = list_rows(rows, roots, columns, path, folder)
+    odd = odd_durations(rows, columns)
     voices = "" if "speaker" in columns else _voices(listed)
-    return Listing(listed, f"{path}: {kind} with {said}{voices}")
+    return Listing(listed, f"{path}: {kind} with {said}{odd}{_rest(listed)}{voices}")
 
 
 def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) -> Listing:
@@ -201,13 +231,16 @@ def _list_with_texts(folder: Path, text: Path, columns: Columns, encoding: str) 
         raise BadManifest(f"{text}: no such file or folder of texts.")
     if text.is_dir():
         listed = list_folder(folder, encoding, texts=text)
+        if not any(each.source.endswith(":1") for each in listed):
+            raise BadManifest(f"{text}: none of its .txt has the name of a recording in {folder}.")
         files = sum(not each.problem for each in listed)
         kind = f"{folder}: {files} audio files with the texts of {text}"
         return Listing(listed, f"{kind}{_voices(listed)}")
     if _is_json(text) or "audio" in known_columns(header_of(text, encoding)) or columns:
-        return _list_file(text, folder, columns, encoding)
+        return _list_file(text, folder, columns, encoding, folder)
     listed = list_lines(text, folder, encoding)
-    return Listing(listed, f"{folder}: audio with the lines of {text}{_voices(listed)}")
+    kind = f"{folder}: audio with the lines of {text}"
+    return Listing(listed, f"{kind}{_rest(listed)}{_voices(listed)}")
 
 
 def _is_json(path: Path) -> bool:
@@ -248,6 +281,13 @@ def _not_read(folder: Path) -> str:
     return f"; not read, unless named: the manifest {' and '.join(names)}" if names else ""
 
 
+def _rest(listed: Sequence[Utterance]) -> str:
+    """Recordings that a list does not name stand for themselves."""
+    names = [each.wav.name for each in listed if each.source == str(each.wav)]
+    count = f"{len(names)} recording{'s' if len(names) > 1 else ''}"
+    return f"; {count} that it does not name, such as {names[0]}" if names else ""
+
+
 def _voices(listed: Iterable[Utterance]) -> str:
     """Who was taken for a speaker, where folders said so: a wrong guess shall be seen."""
     names = list(dict.fromkeys(each.speaker for each in listed if each.speaker))
@@ -263,6 +303,11 @@ def _folder_kind(folder: Path, listed: Sequence[Any]) -> str:
     kind = f"{folder}: {files}, {texts} with a .txt of the same name beside it"
     if lost:
         kind += f", {lost} .txt without audio"
+    if not texts and (notes := _notes(folder)):
+        kind += (
+            f"; {len(notes)} .txt, none with the name of a recording, such as {notes[0].name} (a "
+            "list of texts goes with --text)"
+        )
     if next(folder.rglob("*.trans.txt"), None):
         kind += " (its *.trans.txt are LibriSpeech's; recipes/prepare/librispeech.py reads them)"
     return kind

@@ -146,8 +146,9 @@ def prepare(arguments: argparse.Namespace, parameters: int) -> None:
     found = list_any(arguments.audio, arguments.text, columns=columns, encoding=arguments.encoding)
     print(f"1. Recordings: {found.kind}; {len(found)} utterances.", flush=True)
     shares = {"dev": arguments.dev, "test": arguments.test}
+    limits = {"max_s": arguments.max_s, "min_s": SHORTEST_S, "need_text": True}
     split = split_by_speaker(
-        found, **shares, seed=arguments.seed, apart_texts=arguments.apart_texts, need_text=True
+        found, **shares, seed=arguments.seed, apart_texts=arguments.apart_texts, **limits
     )
     parts = dict(zip(PARTS, split[:3], strict=True))
     sizes = ", ".join(f"{len(some)} {name}" for name, some in parts.items() if some)
@@ -155,7 +156,6 @@ def prepare(arguments: argparse.Namespace, parameters: int) -> None:
     for warning in split.warnings:
         print(f"   {warning}")
     raw = {out / "raw" / f"{name}.csv": some for name, some in parts.items() if some}
-    limits = {"max_s": arguments.max_s, "min_s": SHORTEST_S, "need_text": True}
     print("3. Audio and texts, checked:", flush=True)
     summaries = check_and_write(raw, **limits, cut_to=out / "cut")
     for summary in summaries:
@@ -165,8 +165,8 @@ def prepare(arguments: argparse.Namespace, parameters: int) -> None:
     report = prepare_texts(train, out / "data", also=also, **choices)
     for name in PARTS:  # of a preparation that was stopped, and split in another way
         if out / "raw" / f"{name}.csv" not in raw:
-            for folder in ("raw", "data"):
-                (out / folder / f"{name}.csv").unlink(missing_ok=True)
+            for old in [*out.glob(f"raw/{name}.*"), *out.glob(f"data/{name}.*")]:
+                old.unlink()
     print("4. Texts:\n" + textwrap.indent(str(report), "   "), flush=True)
     write_config(arguments, parameters, report.vocabulary, [path.stem for path in raw])
 

@@ -19,7 +19,6 @@ from w2v_plugin.checks import (
     Utterance,
     Verdict,
     check_all,
-    cut_path,
     drop_flagged,
     find_flags,
 )
@@ -39,7 +38,8 @@ from w2v_plugin.manifests import (
 )
 from w2v_plugin.splits import overlaps
 
-WRITES = """what it writes, once everything was checked (parts that are cut come before)
+WRITES = """what it writes, once everything was checked (parts that are cut come before; of
+other manifests they replace none)
   train.csv          the manifest: ID,duration,wav,spk_id,wrd
   train.card.md      hours, speakers, characters, sample rates, what was left out and why
   train.card.png     the same as a picture
@@ -203,27 +203,8 @@ def _refuse_bad_lists(
         raise BadManifest(f"{shared[0]} Nothing was written; move them to one side.")
     for listed in parts.values():
         refuse_duplicates(listed)
-    every = [utterance for listed in parts.values() for utterance in listed]
-    if cut_to is None:
-        refuse_parts(every)
-    else:
-        _refuse_equal_files(every, cut_to)
-
-
-def _refuse_equal_files(listed: Sequence[Utterance], cut_to: Path) -> None:
-    """Two parts must not be cut to the same file, nor over a recording."""
-    recordings = {utterance.wav.resolve() for utterance in listed}
-    first: dict[Path, Utterance] = {}
-    for utterance in listed:
-        if utterance.is_part and not utterance.problem:
-            path = cut_path(utterance, cut_to)
-            other = first.setdefault(path, utterance)
-            if other is not utterance or path.resolve() in recordings:
-                raise BadManifest(
-                    f"{utterance.source}: {utterance.id!r} would be cut to {path}, which is also "
-                    f"{'a recording' if other is utterance else f'the file of {other.id!r}'}. "
-                    "Name another folder, or rename one of them."
-                )
+        if cut_to is None:
+            refuse_parts(listed)
 
 
 def _elsewhere(judged: Mapping[Path, Sequence[Verdict]], path: Path) -> dict[str, str]:

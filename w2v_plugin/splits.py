@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from w2v_plugin.checks import Utterance, header_seconds
+from w2v_plugin.checks import Utterance, header_seconds, heard_seconds, length_reason
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.manifests import refuse_duplicates
 from w2v_plugin.text import clean_text
@@ -25,6 +25,14 @@ from w2v_plugin.text import clean_text
 FEWEST_SPEAKERS = 3  # for a split by speaker: one each for train, dev and test
 DRAWS = 50  # of speakers; of them the one with the fewest shared texts and the nearest sizes
 SHOWN = 5  # names in a warning
+
+
+class Limits(NamedTuple):
+    """What `checks.check_all` will be told."""
+
+    max_s: float | None = None
+    min_s: float | None = None
+    need_text: bool = False
 
 
 class Split(NamedTuple):
@@ -46,12 +54,15 @@ def split_by_speaker(
     seed: int = 0,
     apart_texts: bool = False,
     by_speaker: bool = True,
+    max_s: float | None = None,
+    min_s: float | None = None,
     need_text: bool = False,
 ) -> Split:
     """Set aside whole speakers, or utterances where there are fewer than three speakers.
 
-    What can be seen to be of no use (no such file, a broken header, a `problem`) does not count and
-    stays with train, whose checks say so.
+    What can be seen to be of no use (no such file, a broken header, a `problem`, a length that is
+    not accepted) does not count; it goes with its speaker or to train, whose checks say so.
+    Utterances without a speaker stay with train where at least three speakers are known.
 
     Parameters
     ----------
@@ -68,8 +79,8 @@ def split_by_speaker(
         best of some draws is taken, and what is left is a warning.
     by_speaker : bool
         False sets utterances aside however many speakers there are.
-    need_text : bool
-        Utterances without a text are of no use, either.
+    max_s, min_s, need_text
+        As for `checks.check_all`: what it will leave out is of no use, either.
 
     Returns
     -------
@@ -82,21 +93,29 @@ def split_by_speaker(
 
     Example
     -------
+    >>> import tempfile, soundfile
     >>> from pathlib import Path
-    >>> listed = [Utterance(f"{n}", Path("a.wav"), f"s{n % 5}", end=60.0) for n in range(50)]
-    >>> split = split_by_speaker(listed, dev=10, unit="minutes")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     wav = Path(folder, "a.wav")
+    ...     soundfile.write(wav, [0.0] * 60_000, 1000)
+    ...     listed = [Utterance(f"{n}", wav, f"s{n % 5}") for n in range(50)]
+    ...     split = split_by_speaker(listed, dev=10, unit="minutes")
     >>> len(split.train), len(split.dev), {each.speaker for each in split.dev}
     (40, 10, {'s0'})
     """
     refuse_duplicates(utterances)
-    seconds = _useful_seconds(utterances, need_text=need_text)
+    limits = Limits(max_s, min_s, need_text)
+    seconds = _all_seconds(utterances, limits)
     if not any(seconds.values()):
-        raise BadManifest(_nothing_useful(utterances, need_text=need_text))
+        raise BadManifest(_nothing_useful(utterances, limits))
     targets = _targets(sum(seconds.values()), dev, test, unit)
     useful = [utterance for utterance in utterances if seconds[utterance.id]]
-    speakers = {utterance.speaker for utterance in useful}
-    few = len(speakers) < FEWEST_SPEAKERS or "" in speakers
-    warnings = [_few_speakers(speakers)] if by_speaker and few else []
+    speakers = {utterance.speaker for utterance in useful} - {""}
+    nobody = [utterance for utterance in useful if not utterance.speaker]
+    few = len(speakers) < FEWEST_SPEAKERS
+    warnings = []
+    if by_speaker and (few or nobody):
+        warnings.append(_few_speakers(speakers, nobody) if few else _in_train(nobody))
     by_speaker = by_speaker and not few
     if not by_speaker and len(useful) < FEWEST_SPEAKERS:
         raise BadManifest(
@@ -114,10 +133,8 @@ def split_by_speaker(
         return shared, sum(abs(got - size) for got, size in _sizes(parts, targets, seconds))
 
     draws = DRAWS if by_speaker else 1
-    sides = (_draw(useful, unit_of, seconds, targets, f"{seed}/{n}") for n in range(draws))
-    _, *aside = min(sides, key=badness)
-    taken = {utterance.id for side in aside for utterance in side}
-    best = [each for each in utterances if each.id not in taken], *aside
+    sides = (_draw(utterances, unit_of, seconds, targets, f"{seed}/{n}") for n in range(draws))
+    best = min(sides, key=badness)
     warnings += _size_warnings(best, targets, seconds, "speakers" if by_speaker else "utterances")
     if apart_texts and (shared := _shared_texts(best)):
         warnings.append(
@@ -126,8 +143,11 @@ def split_by_speaker(
     return Split(best[0], best[1], best[2], by_speaker, warnings)
 
 
-def balanced_subset(utterances: Sequence[Utterance], minutes: float, seed: int) -> list[Utterance]:
+def balanced_subset(
+    utterances: Sequence[Utterance], minutes: float, seed: int, limits: Limits | None = None
+) -> list[Utterance]:
     """About `minutes` of speech: the speaker with the least so far gives the next utterance."""
+    limits = limits or Limits()
     generator = random.Random(seed)
     left: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in generator.sample(list(utterances), len(utterances)):
@@ -143,7 +163,7 @@ def balanced_subset(utterances: Sequence[Utterance], minutes: float, seed: int) 
             )
         utterance = left[speaker].pop()
         chosen.add(utterance.id)
-        seconds[speaker] += header_seconds(utterance)
+        seconds[speaker] += _useful_seconds(utterance, header_seconds(utterance.wav), limits)
     return [utterance for utterance in utterances if utterance.id in chosen]
 
 
@@ -166,24 +186,32 @@ def overlaps(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
     return found
 
 
-def _useful_seconds(utterances: Sequence[Utterance], *, need_text: bool) -> dict[str, float]:
-    """Lengths by id; 0 for what cannot be used."""
-
-    def useful(utterance: Utterance) -> bool:
-        has_text = not need_text or bool(clean_text(utterance.text))
-        return has_text and not utterance.problem
-
-    bar = tqdm(utterances, desc="lengths", unit="file", disable=None, leave=False)
-    return {each.id: header_seconds(each) if useful(each) else 0.0 for each in bar}
+def _all_seconds(utterances: Sequence[Utterance], limits: Limits) -> dict[str, float]:
+    """Lengths by id; 0 for what cannot be used. A file of many parts is opened once."""
+    wavs = dict.fromkeys(utterance.wav for utterance in utterances if not utterance.problem)
+    bar = tqdm(wavs, desc="lengths", unit="file", disable=None, leave=False)
+    whole = {wav: header_seconds(wav) for wav in bar}
+    return {each.id: _useful_seconds(each, whole.get(each.wav, 0.0), limits) for each in utterances}
 
 
-def _nothing_useful(utterances: Sequence[Utterance], *, need_text: bool) -> str:
+def _useful_seconds(utterance: Utterance, whole: float, limits: Limits) -> float:
+    return 0.0 if _useless(utterance, whole, limits) else heard_seconds(utterance, whole)
+
+
+def _useless(utterance: Utterance, whole: float, limits: Limits) -> str:
+    """Why it cannot be used, as far as its line and the header of its file tell; or ""."""
+    if utterance.problem or (limits.need_text and not clean_text(utterance.text)):
+        return utterance.problem or "no text"
+    if not (seconds := heard_seconds(utterance, whole)):
+        return "it ends beyond its recording" if whole else "no audio that opens"
+    return length_reason(seconds, limits.max_s, limits.min_s)
+
+
+def _nothing_useful(utterances: Sequence[Utterance], limits: Limits) -> str:
     if not utterances:
         return "no utterances were listed: there is nothing to split."
     first = utterances[0]
-    why = "no audio that opens"
-    if first.problem or (need_text and not clean_text(first.text)):
-        why = first.problem or "no text"
+    why = _useless(first, header_seconds(first.wav), limits)
     return (
         f"none of {len(utterances)} utterances can be used; the first, {first.source}: {why}. Look "
         "at the list and the names; for a table: --audio-column, --text-column."
@@ -211,11 +239,14 @@ def _draw(
     targets: tuple[float, float],
     seed: str,
 ) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
-    """(train, dev, test): whole units in random order while they bring a side nearer its size."""
+    """(train, dev, test): whole units in random order while they bring a side nearer its size.
+
+    Those without a name or without anything of use stay with train.
+    """
     sizes: dict[str, float] = defaultdict(float)
     for utterance in utterances:
         sizes[unit_of(utterance)] += seconds[utterance.id]
-    order = sorted(sizes)
+    order = sorted(name for name, size in sizes.items() if name and size)
     random.Random(seed).shuffle(order)
     side: dict[str, int] = {}
     wanted = [number for number, target in enumerate(targets, start=1) if target]
@@ -284,13 +315,22 @@ def _length(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def _few_speakers(speakers: set[str]) -> str:
-    known = f"{len(speakers)} speaker{'s' if len(speakers) != 1 else ''} ({_named(speakers)})"
-    if "" in speakers:
-        known = "speakers are not known"
+def _few_speakers(speakers: set[str], nobody: Sequence[Utterance]) -> str:
+    known = "speakers are not known"
+    if speakers:
+        known = f"{len(speakers)} speaker{'s' if len(speakers) > 1 else ''} ({_named(speakers)})"
+        known += f" and {len(nobody)} utterances without one" if nobody else ""
     return (
         f"{known}: split by utterance, so dev and test measure known voices. For other voices, "
         "record somebody else."
+    )
+
+
+def _in_train(nobody: Sequence[Utterance]) -> str:
+    count = f"{len(nobody)} utterances have" if len(nobody) > 1 else "1 utterance has"
+    return (
+        f"{count} no speaker (first: {nobody[0].source}): kept in train, but the voice may be one "
+        "of dev or test."
     )
 
 

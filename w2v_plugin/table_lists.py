@@ -18,6 +18,7 @@ from pathlib import Path
 from w2v_plugin.checks import Utterance, as_promised, header_seconds
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.tables import Row, known_columns, read_lines
+from w2v_plugin.text import clean_text
 from w2v_plugin.toolkit_lists import find_file, missing, part_of
 
 AUDIO = {
@@ -43,9 +44,13 @@ def choose_columns(path: Path, header: Sequence[str], given: Columns) -> dict[st
 
 
 def list_rows(
-    rows: Sequence[Row], roots: Sequence[Path], columns: Columns, where: Path
+    rows: Sequence[Row],
+    roots: Sequence[Path],
+    columns: Columns,
+    where: Path,
+    folder: Path | None = None,
 ) -> list[Utterance]:
-    """Utterances of table rows, whose `columns` say what is what."""
+    """Utterances of table rows, whose `columns` say what is what; then the rest of a `folder`."""
     if "audio" not in columns:
         header = ", ".join(rows[0].cells) if rows else ""
         raise BadManifest(
@@ -58,6 +63,7 @@ def list_rows(
         _row_utterance(row, path, name, roots, columns)
         for row, path, name in zip(rows, paths, names, strict=True)
     ]
+    listed += unnamed(audio_files(folder), folder, listed) if folder else []
     return listed if "speaker" in columns else with_speakers(listed)
 
 
@@ -66,39 +72,47 @@ def list_lines(path: Path, root: Path, encoding: str = "utf-8") -> list[Utteranc
 
     Between name and text stand tabs, | (LJSpeech: name|text|normalized text; the last is taken) or
     a space: what most lines have. A name is a path under `root`, or a file name with or without its
-    suffix.
+    suffix, in whatever form of Unicode.
     """
     files = audio_files(root)
     known = _by_name(files, root)
     lines = read_lines(path, encoding)
     separator = _separator([line for _, line in lines])
-    listed, heard = [], set()
+    listed = []
     for source, line in lines:
         if separator and separator not in line:
             problem = f"no {separator!r} between name and text, which most lines have"
             listed.append(Utterance(source, root, "", "", source, problem=problem))
             continue
         name, text = _name_and_text(line, separator)
-        found = known.get(name, [])
+        found = known.get(clean_text(name), [])
         problem = "" if len(found) == 1 else _not_one(name, found, root)
         wav = found[0] if len(found) == 1 else root / name
-        heard.add(wav)
-        identity = Path(name).with_suffix("") if Path(name).suffix.lower() in AUDIO else name
-        listed.append(Utterance(str(identity), wav, "", text, source, problem=problem))
-    if not heard & set(files):
-        first = next((each.id for each in listed if each.id != each.source), "")
+        stem = Path(name).with_suffix("") if Path(name).suffix.lower() in AUDIO else name
+        identity = source if problem else str(stem)
+        listed.append(Utterance(identity, wav, "", text, source, problem=problem))
+    if all(each.problem for each in listed):
+        first = next((_name_and_text(line, separator)[0] for _, line in lines), "")
         raise BadManifest(
             f"{path}:1: no line begins with the name of a recording in {root} ({len(files)} there; "
             f"the first line begins with {first[:40]!r}). Expected lines of 'name text', or a "
             "table with a header (path, text, speaker; other names: --audio-column)."
         )
+    return with_speakers([*listed, *unnamed(files, root, listed)])
+
+
+def unnamed(files: Sequence[Path], root: Path, listed: Sequence[Utterance]) -> list[Utterance]:
+    """Those of the recordings under `root` that nothing listed names, without a text."""
+    heard = {each.wav.resolve() for each in listed if os.path.isfile(each.wav)}
+    taken = {each.id for each in listed}
     names = unique_names([wav.relative_to(root) for wav in files])
-    silent = [
-        Utterance(name, wav, "", "", str(wav), problem=format_problem(wav))
+    return [
+        Utterance(
+            f"{wav}" if name in taken else name, wav, "", "", f"{wav}", problem=format_problem(wav)
+        )
         for name, wav in zip(names, files, strict=True)
-        if wav not in heard
+        if wav.resolve() not in heard
     ]
-    return with_speakers([*listed, *silent])
 
 
 def with_speakers(listed: Sequence[Utterance]) -> list[Utterance]:
@@ -192,20 +206,20 @@ def _row_utterance(
     if not problem and not cell("audio").strip():
         problem = f"column {columns['audio']!r} is empty"
     wav = find_file(str(path), roots)
-    problem = problem or missing(wav)
+    problem = problem or missing(wav) or format_problem(wav)
     try:
-        times = {} if problem else _times(cell, wav)
+        times = {} if problem else _times(cell, wav, columns)
     except ValueError as error:
         problem = str(error)
     if "start" in times:
         name = f"{name}-{round(1000 * (times['start'] or 0)):07d}"
     return Utterance(
-        id=cell("id").strip() or (f"{row.source}" if problem else name),
+        id=row.source if problem else cell("id").strip() or name,
         wav=wav,
         speaker=cell("speaker").strip(),
         text=cell("text"),
         source=row.source,
-        problem=problem or format_problem(wav),
+        problem=problem,
         **times,  # type: ignore[arg-type]
     )
 
@@ -219,23 +233,55 @@ def _no_text(row: Row, columns: Columns) -> str:
     return ""
 
 
-def _times(cell: Callable[[str], str], wav: Path) -> dict[str, float | None]:
+def _times(cell: Callable[[str], str], wav: Path, columns: Columns) -> dict[str, float | None]:
     """`start`, `end` and `promised` of a row; nothing where it says nothing of times.
 
     A start of 0 with a duration is the first part of a longer file, or all of a file that is so
     long, of which NeMo's manifests say it too.
     """
-    start, end, length = (
-        float(cell(role)) if cell(role).strip() else None for role in ("start", "end", "duration")
-    )
+
+    def seconds(role: str) -> float | None:
+        text = cell(role).strip()
+        if text and _number(text) is None:
+            raise ValueError(
+                f"column {columns[role]!r} is {text[:40]!r}, expected seconds, such as 3.25"
+            )
+        return _number(text)
+
+    start, end = seconds("start"), seconds("end")
+    length = seconds("duration") if "start" in columns else _number(cell("duration"))
     if length is not None and not length > 0:
         raise ValueError(f"a duration of {length:g} s")
     if end is None and length is not None:
-        heard = header_seconds(Utterance("", wav, "")) if start == 0 else 0.0
+        heard = header_seconds(wav) if start == 0 else 0.0
         if not start and (heard < length or as_promised(length, heard)):
             return {"promised": length}
         end = (start or 0.0) + length
     return part_of(start or 0.0, end) if start or end is not None else {}
+
+
+def odd_durations(rows: Iterable[Row], columns: Columns) -> str:
+    """What to say of durations that are no numbers, where no start makes them more than a promise.
+
+    Example
+    -------
+    >>> odd_durations([Row("t.csv:2", {"dur": "0:03"})], {"duration": "dur"})
+    "; 1 'dur' without a number of seconds (t.csv:2: '0:03'), not compared"
+    """
+    name = columns.get("duration", "")
+    cells = [(row.source, str(row.cells.get(name) or "").strip()) for row in rows]
+    odd = [f"{source}: {cell[:40]!r}" for source, cell in cells if cell and _number(cell) is None]
+    if "start" in columns or not odd:
+        return ""
+    return f"; {len(odd)} {name!r} without a number of seconds ({odd[0]}), not compared"
+
+
+def _number(text: str) -> float | None:
+    """Some languages write a decimal comma."""
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        return None
 
 
 def _by_name(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
@@ -244,7 +290,7 @@ def _by_name(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     for wav in files:
         relative = wav.relative_to(root)
         names = {relative.as_posix(), relative.with_suffix("").as_posix(), wav.name, wav.stem}
-        for name in names:
+        for name in {clean_text(name) for name in names}:
             known[name].append(wav)
     return known
 

@@ -123,7 +123,7 @@ def list_lhotse(
 
 def part_of(start: float, end: float | None) -> dict[str, float | None]:
     """`start` and `end` of an `Utterance`, checked; ValueError says what is wrong with them."""
-    if not math.isfinite(start) or start < 0 or (end is not None and not end > start):
+    if not 0 <= start < math.inf or (end is not None and not start < end < math.inf):
         raise ValueError(f"from {start} to {end} s: a part needs 0 <= start < end")
     return {"start": start, "end": end}
 

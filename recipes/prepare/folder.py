@@ -110,6 +110,8 @@ def parts(options: argparse.Namespace) -> Mapping[Path, Sequence[Utterance]]:
         seed=options.seed,
         apart_texts=options.apart_texts,
         by_speaker=options.split_by_speaker is not None,
+        max_s=options.max_s,
+        min_s=options.min_s,
         need_text=options.need_text,
     )
     for warning in split.warnings:

@@ -18,7 +18,7 @@ from pathlib import Path
 from w2v_plugin.checks import Utterance
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.preparation import command_line, part_paths, run
-from w2v_plugin.splits import balanced_subset
+from w2v_plugin.splits import Limits, balanced_subset
 from w2v_plugin.tables import read_lines
 
 AUDIO = (".flac", ".opus", ".ogg", ".wav")
@@ -135,8 +135,9 @@ def parts(options: argparse.Namespace) -> Mapping[Path, Sequence[Utterance]]:
     if options.keep:
         found = {name: keep_listed(listed, options.keep) for name, listed in found.items()}
     if options.minutes is not None:
+        limits = Limits(options.max_s, options.min_s, options.need_text)
         found = {
-            name: balanced_subset(listed, options.minutes, options.seed)
+            name: balanced_subset(listed, options.minutes, options.seed, limits)
             for name, listed in found.items()
         }
     paths = part_paths(options.out, list(found))
