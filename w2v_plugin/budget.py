@@ -19,6 +19,7 @@ from torch import Tensor
 from w2v_plugin.brains import CTCBrain
 from w2v_plugin.data import by_length, collate, durations
 from w2v_plugin.sampling import BucketSampler
+from w2v_plugin.validations import rank
 
 # of a budget, as schedules count it: in seconds, warm-ups could begin where they end
 WHOLE = 1_000_000
@@ -111,7 +112,7 @@ class BudgetBrain(CTCBrain):
 
     def save(self, scores: dict[str, float]) -> None:
         """Keep the best weights, in memory."""
-        score = scores[self.hparams.best_by]
+        score = rank(scores, self.hparams.best_by)
         if score < self.best_score:
             self.best_score = score
             self.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}
