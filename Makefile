@@ -33,7 +33,7 @@ check: install  ## formatting, lint, types, spelling
 	$(BIN)/yamllint --strict hparams .pre-commit-config.yaml
 	$(BIN)/codespell w2v_plugin recipes hparams tests benchmarks *.md
 
-bench: install  ## speed against named peers; writes benchmarks/RESULTS.md
+bench: install  ## speed against named peers; writes benchmarks/RESULTS.md, or of another processor than ours RESULTS_<processor>.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/inference.py

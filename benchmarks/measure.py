@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-REPORT = HERE / "RESULTS.md"
+USUAL = "AMD EPYC"  # the processor that RESULTS.md is about
 # glibc gives freed memory back and faults it in again, which can cost more than the arithmetic;
 # "keep" tells it not to
 ALLOCATORS = {
@@ -85,14 +85,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_section(title: str, text: str) -> None:
     """Put a section of the report in the place of the old one, or at the end."""
-    old = REPORT.read_text(encoding="utf-8") if REPORT.is_file() else "# Speed against peers\n"
+    path = report()
+    old = path.read_text(encoding="utf-8") if path.is_file() else "# Speed against peers\n"
     head, *sections = re.split(r"^(?=## )", old, flags=re.MULTILINE)
     new = f"## {title}\n\n{text.strip()}\n\n"
     kept = [new if s.startswith(f"## {title}\n") else s for s in sections]
     if new not in kept:
         kept.append(new)
-    REPORT.write_text((head.rstrip() + "\n\n" + "".join(kept)).rstrip() + "\n", encoding="utf-8")
+    path.write_text((head.rstrip() + "\n\n" + "".join(kept)).rstrip() + "\n", encoding="utf-8")
     print(new)
+
+
+def report() -> Path:
+    """Figures of another processor stand in a file of their own."""
+    name = re.sub(r"\(\w+\)", "", processor().partition(" (")[0])
+    slug = "" if USUAL in name else "_" + re.sub(r"\W+", "_", name.lower()).strip("_")
+    return HERE / f"RESULTS{slug}.md"
 
 
 def circumstances() -> str:
@@ -100,7 +108,7 @@ def circumstances() -> str:
     import transformers
 
     changed = _git("status", "--porcelain", "--", ":/w2v_plugin", ":/benchmarks")
-    changed = "\n".join(line for line in changed.splitlines() if "RESULTS.md" not in line)
+    changed = "\n".join(line for line in changed.splitlines() if "RESULTS" not in line)
     return (
         f"Commit {_git('rev-parse', '--short', 'HEAD')}{' with changes' if changed else ''}. "
         f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}, transformers "
