@@ -28,9 +28,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from w2v_plugin.text import change_case
-
 CASES, DIGITS = ("lower", "upper", "keep"), ("refuse", "keep", "spell")
+DOTLESS, DOTTED = "ı", "İ"
 ZWNJ, ZWJ = "\u200c", "\u200d"
 APOSTROPHES, HYPHENS = "\u2019\u2018\u02bc\u201b\u0060\u00b4", "\u2010\u2011"
 WRITTEN = str.maketrans(dict.fromkeys(APOSTROPHES, "'") | dict.fromkeys(HYPHENS, "-"))
@@ -49,6 +48,22 @@ ALONE = re.compile(
     re.ASCII,
 )
 MARKS_OF_LETTERS = (1, 7, 8)  # combining classes below 200: overlay, nukta, kana voicing
+
+
+def change_case(text: str, case: str, *, turkic: bool = False) -> str:
+    """In "upper" or "lower" case; İ becomes i without the dot apart that Unicode leaves.
+
+    Example
+    -------
+    >>> change_case("İI", "lower"), change_case("İI", "lower", turkic=True)
+    ('ii', 'iı')
+    """
+    if case == "lower":
+        text = text.replace("I", DOTLESS) if turkic else text
+        return text.replace(DOTTED, "i").lower()
+    if case == "upper":
+        return (text.replace("i", DOTTED) if turkic else text).upper()
+    return text
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def alone(folder: str | Path) -> Iterator[None]:
     Example
     -------
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, alone(folder):
+    >>> with tempfile.TemporaryDirectory() as folder, alone(folder):  # doctest: +ELLIPSIS
     ...     with alone(folder):
     ...         pass
     Traceback (most recent call last):

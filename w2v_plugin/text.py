@@ -21,11 +21,11 @@ from typing import Any
 
 from speechbrain.dataio.encoder import CTCTextEncoder
 
+from w2v_plugin.normalization import DOTLESS, DOTTED, change_case
 from w2v_plugin.pieces import cut
 
 BLANK, SPECIALS, WORD_BOUNDARY = "<pad>", ("<s>", "</s>", "<unk>"), "|"
 ENGLISH = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
-DOTLESS, DOTTED = "ı", "İ"
 SPECIAL = re.compile(r"<.+>|\[.+\]")  # <unk>, </s>, [UNK], [PAD]: not text
 
 
@@ -71,22 +71,6 @@ def case_of(letters: str) -> tuple[str, bool]:
     if letters == letters.upper():
         return "upper", DOTTED in letters
     return ("lower" if letters == letters.lower() else "keep"), DOTLESS in letters
-
-
-def change_case(text: str, case: str, *, turkic: bool = False) -> str:
-    """In "upper" or "lower" case; İ becomes i without the dot apart that Unicode leaves.
-
-    Example
-    -------
-    >>> change_case("İI", "lower"), change_case("İI", "lower", turkic=True)
-    ('ii', 'iı')
-    """
-    if case == "lower":
-        text = text.replace("I", DOTLESS) if turkic else text
-        return text.replace(DOTTED, "i").lower()
-    if case == "upper":
-        return (text.replace("i", DOTTED) if turkic else text).upper()
-    return text
 
 
 class CharVocabulary(CTCTextEncoder):
