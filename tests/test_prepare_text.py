@@ -210,10 +210,33 @@ def test_a_failed_run_leaves_the_one_before(tmp_path: Path) -> None:
         ("Ð¼Ð°Ð¼Ð°", True),
         ("schön don’t São Ã €", False),
         ("മലയാളം мама", False),
+        ("„Viel Spaß“, »groß«, weiß…", False),
+        ("Strauß´ Walzer, Voß’sche, Spaß–Vogel, Groß\u00adstadt", False),
+        ("onde está você…” AMANHÃ… CAFÉ”", False),
+        ("«\u00a0l'été\u00a0», está»… NIÑ…", False),
+        ("GÜNEŞ’İN “ÇÖZÜ”, PÅ… på… BLÅ”", False),
     ],
 )
 def test_wrong_encodings_show(text: str, damaged: bool) -> None:
+    """Letters with closing punctuation behind them are UTF-8 by chance."""
     assert bool(damage(text)) == damaged
+
+
+TWICE = (
+    "Ärger Öl FRÖHLICH schöne weiße “ – … à Où así índice amanhã słaba są řeka çağrı şu på și nő "
+    "мама нет και الس זה क्या വിള 今天"
+)
+
+
+@pytest.mark.parametrize("word", TWICE.split())
+def test_words_that_were_encoded_twice_are_found(word: str) -> None:
+    """Each on its own, though a text has many."""
+    for encoding in ("cp1252", "latin-1"):
+        try:
+            wrong = word.encode().decode(encoding)
+        except UnicodeError:
+            continue
+        assert damage(wrong).startswith(f"{wrong} looks like {word} in UTF-8, read as ")
 
 
 @pytest.mark.parametrize(

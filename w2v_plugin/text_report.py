@@ -19,7 +19,7 @@ from w2v_plugin.normalization import TextRules
 
 SHOWN, ALL = 20, 100  # of a kind, of an alphabet; everything is in the .json and .tsv
 REMEDIES = {
-    "damaged": "wrong encoding somewhere on the way; look at the source, or --map",
+    "damaged": "read in a wrong encoding somewhere on the way: mend the manifest's texts",
     "unread": "digits, symbols, [tags], said nobody knows how: --digits, --map or --drop",
     "rare": "in too few utterances to be learned: --min-count, --map or --drop",
     "empty": "nothing is left of the text",
