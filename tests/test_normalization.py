@@ -197,6 +197,10 @@ def test_units_keep_marks_where_the_script_needs_it(text: str, units: list[str])
         ("Anfang 2001 wurde", "anfang zweitausendeins wurde", ""),
         ("(12) Leute, 20 Mark.", "zwölf leute zwanzig mark", ""),
         ("Bis 7.", "bis sieben", ""),
+        ("In Bonn 10 500 Menschen", "in bonn 10 500 menschen", "10500"),
+        ("1 234 567, 10\u00a0500, 10\u202f500", "1 234 567 10 500 10 500", "12345671050010500"),
+        ("Tel. 12 34 56, 2 Kinder", "tel 12 34 56 zwei kinder", "123456"),
+        ("5, 300 und 7", "fünf dreihundert und sieben", ""),
         ("1984, 3,5 am 3. Mai S3 007", "1984 3 5 am 3 mai s3 007", "19843533007"),
     ],
 )

@@ -43,9 +43,11 @@ INVISIBLE = {"\u0640", "\u034f", *map(chr, range(0xFE00, 0xFE10))}  # tatweel, v
 JOINED = "'·\u05f3\u05f4"  # leave no space where they are dropped: dont, collecció
 READ_ALOUD = "%‰&@#§°№"  # with the categories of numbers, currencies and mathematics (<, =, +)
 TAGS = "[]{}"  # of transcribers: [noise]
-# a number between spaces and quotation marks, without decimal point and ordinal's; no year
+# a number between spaces and quotation marks, without decimal point and ordinal's; no year, and not
+# beside another number: 10 500
 ALONE = re.compile(
-    r"""(?<![^\s("'„“»«])(?!1[1-9]\d\d\b)(?:0|[1-9]\d{0,5})(?=[,;:!?)"'“”»«]*(?:\s|$)|\.$)""",
+    r"""(?<![^\s("'„“»«])(?<!\d\s)(?!1[1-9]\d\d\b)(?:0|[1-9]\d{0,5})"""
+    r"""(?!\s+\d)(?=[,;:!?)"'“”»«]*(?:\s|$)|\.$)""",
     re.ASCII,
 )
 MARKS_OF_LETTERS = (1, 7, 8)  # combining classes below 200: overlay, nukta, kana voicing
@@ -91,7 +93,8 @@ class TextRules:
     digits : {"refuse", "keep", "spell"}
         "refuse": they are `unread`, for one does not know how they were said. "keep": digits
         are letters. "spell": whole numbers that stand alone become words, by the library
-        num2words, as cardinal numbers; years from 1100 to 1999 and anything else stay unread.
+        num2words, as cardinal numbers; years from 1100 to 1999, numbers beside numbers
+        (10 500) and anything else stay unread.
     maps : mapping of str to str
         What to write instead, longest first, in the case of the text; "" drops it.
 
