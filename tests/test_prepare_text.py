@@ -7,6 +7,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -271,3 +274,29 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert main([*options, *wrong]) == 2
         error = capsys.readouterr().err
         assert error.startswith("text.py: ") and message in error
+
+
+def test_an_interrupted_run_says_so_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing half done."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("w2v_plugin.text_preparation.build_vocabulary", interrupt)
+    train = manifest(tmp_path / "train.csv", GOOD)
+    assert recipe().main(["--manifest", str(train), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "\ntext.py: interrupted, nothing was written.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_whoever_reads_the_report_may_have_enough(tmp_path: Path) -> None:
+    """`text.py … | head` ends quietly."""
+    train, out = manifest(tmp_path / "train.csv", GOOD), tmp_path / "out"
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, RECIPE, "--manifest", train, "--out", out]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "") and (out / "text_report.md").is_file()
