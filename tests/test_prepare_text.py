@@ -103,7 +103,7 @@ def test_nothing_of_a_test_set_is_dropped(tmp_path: Path) -> None:
     kinds = ["unknown", "unread", "empty", "too long"]
     assert found == [(f"{test}:{line}", kind) for line, kind in enumerate(kinds, 2)]
     assert report.unsayable[0].reason == "e n z"
-    assert "4 that the model cannot say completely, counted as errors" in str(report)
+    assert "3 that the model cannot say completely, counted as errors; 1 without" in str(report)
 
 
 def test_rare_characters_are_rare_among_what_remains(tmp_path: Path) -> None:
@@ -142,6 +142,19 @@ def test_what_is_in_two_places_is_said(tmp_path: Path) -> None:
     ]
     assert len(report.mixed) == 3 and report.mixed[0].source == f"{train}:6"
     assert "3 words mix scripts" in str(report) and "Cyrillic" in str(report)
+
+
+def test_what_training_does_not_hear_is_not_shared(tmp_path: Path) -> None:
+    """Texts that are left out of it, their speakers and recordings, and no text at all."""
+    left_out = manifest(tmp_path / "7.csv", ["7 gut", "?"], "max").read_text(encoding="utf-8")
+    train = manifest(tmp_path / "train.csv", GOOD)
+    rows = left_out.splitlines(keepends=True)[1:]
+    train.write_text(train.read_text(encoding="utf-8") + "".join(rows), encoding="utf-8")
+    test = manifest(tmp_path / "test.csv", ["7 gut", "!", "gut"], "max")
+    test.write_text(test.read_text().replace("test0.wav", "70.wav"), encoding="utf-8")
+    report = prepare_texts(train, tmp_path / "out", also=[test], min_count=1)
+    assert report.lost == 2 and report.warnings == []
+    assert "1 that the model cannot say completely, counted as errors; 1 without" in str(report)
 
 
 def test_texts_of_the_test_set_are_not_trained_on(tmp_path: Path) -> None:

@@ -249,13 +249,14 @@ def _warnings(parts: dict[Path, list[Line]]) -> list[str]:
     """What is in two places where it should be in one."""
     found = []
     (train, lines), *others = parts.items()
-    wavs: dict[str, Line] = {}
+    listed: dict[str, Line] = {}
     for line in lines:
-        first = wavs.setdefault(line.row["wav"], line)
+        first = listed.setdefault(line.row["wav"], line)
         if first is not line:
             found.append(f"{line.source}: {line.row['wav']} is already listed at {first.source}")
-    speakers = {line.row["spk_id"] for line in lines} - {""}
-    texts = {line.text for line in lines if line.kind != "elsewhere"}
+    learned = _usable(lines)
+    speakers = {line.row["spk_id"] for line in learned} - {""}
+    wavs, texts = {line.row["wav"] for line in learned}, {line.text for line in learned}
     for path, other in others:
         if shared := sorted(speakers & {line.row["spk_id"] for line in other}):
             some = ", ".join(shared[:SHOWN_REASONS])

@@ -141,11 +141,13 @@ class TextReport:
         for kind, count in Counter(remark.kind for remark in self.left_out).most_common():
             lines.append(f"  {count} {kind} ({REMEDIES[kind]})")
         for part in others:
-            files = [remark.source.rpartition(":")[0] for remark in self.unsayable]
-            there = files.count(str(part.source))
+            there = [r for r in self.unsayable if r.source.rpartition(":")[0] == str(part.source)]
+            empty = sum(remark.kind == "empty" for remark in there)
             line = f"{part.path}: all {part.utterances} utterances, {hours(part.seconds)}"
-            if there:
-                line += f"; {there} that the model cannot say completely, counted as errors"
+            if unsayable := len(there) - empty:
+                line += f"; {unsayable} that the model cannot say completely, counted as errors"
+            if empty:
+                line += f"; {empty} without letters, which training's error rates leave out"
             lines.append(line)
         kind = "letters" if self.vocabulary.suffix == ".json" else "pieces"
         lines.append(f"{self.vocabulary}: {len(self.letters)} {kind}: {_short(self.letters, ALL)}")
