@@ -28,8 +28,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from w2v_plugin.text import change_case
-
 CASES, DIGITS = ("lower", "upper", "keep"), ("refuse", "keep", "spell")
 ZWNJ, ZWJ = "\u200c", "\u200d"
 APOSTROPHES, HYPHENS = "\u2019\u2018\u02bc\u201b\u0060\u00b4", "\u2010\u2011"
@@ -188,6 +186,8 @@ class TextRules:
         return unicodedata.normalize("NFC", text)
 
     def _cased(self, text: str) -> str:
+        from w2v_plugin.text import change_case  # with SpeechBrain: `w2v --help` shall not wait
+
         turkic = self.language.split("-")[0] in ("tr", "az")
         text = text.replace("ß", "ẞ") if self.case == "upper" else text
         text = change_case(text, self.case, turkic=turkic)
