@@ -76,6 +76,14 @@ def test_lower_case_and_other_scripts(tmp_path: Path) -> None:
     assert text.sentences == [["grüße", "welt"], ["നമസ്കാരം", "ലോകമേ"]] and not text.unknown
 
 
+@pytest.mark.parametrize("said", ["می\u200cروم", "t\u02bcáá diné\u02bc"], ids=["ZWNJ", "U+02BC"])
+def test_plain_text_keeps_what_training_kept(tmp_path: Path, said: str) -> None:
+    """Characters that are dropped or written differently unless somebody asks for them."""
+    (tmp_path / "a.txt").write_text(f"«{said}»!\n", encoding="utf-8")
+    text = read_lm_text([tmp_path / "a.txt"], build_vocabulary([said]))
+    assert text.sentences == [said.split()] and not text.unknown
+
+
 def test_plain_text_in_turkish_has_its_own_capitals(tmp_path: Path) -> None:
     """Other letters than those of training would be words of their own, and hide what is shared."""
     (tmp_path / "a.txt").write_text("Işık İstanbul!\nIlık su\n", encoding="utf-8")

@@ -144,6 +144,12 @@ def test_what_is_in_two_places_is_said(tmp_path: Path) -> None:
     assert "3 words mix scripts" in str(report) and "Cyrillic" in str(report)
 
 
+def test_letters_that_are_dropped_are_told_apart(tmp_path: Path) -> None:
+    train = manifest(tmp_path / "train.csv", [*GOOD, "Das w\u02bcar gut."])
+    report = prepare_texts(train, tmp_path / "out", rules=TextRules(inside=""))
+    assert "Dropped letters: \u02bc\n" in str(report) and "Dropped: . ?" in str(report)
+
+
 def test_what_training_does_not_hear_is_not_shared(tmp_path: Path) -> None:
     """Texts that are left out of it, their speakers and recordings, and no text at all."""
     left_out = manifest(tmp_path / "7.csv", ["7 gut", "?"], "max").read_text(encoding="utf-8")

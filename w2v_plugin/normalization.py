@@ -16,6 +16,8 @@ Surprising, all on purpose:
   ZWNJ, Sinhala ZWJ) put it into `keep`.
 - ß in upper case is ẞ, not SS, and İ in lower case is i, without the dot apart that Unicode's own
   lower case leaves: one letter stays one letter.
+- U+02BC becomes an apostrophe between letters, as Ukrainian and English use it, and stays at the
+  edges of words, for it is a consonant of Navajo and others: put it into `keep` there.
 - Texts without spaces (Thai, Japanese) stay without: a "word" is what stands between two spaces.
 """
 
@@ -30,7 +32,8 @@ from functools import cached_property
 
 CASES, DIGITS = ("lower", "upper", "keep"), ("refuse", "keep", "spell")
 ZWNJ, ZWJ = "\u200c", "\u200d"
-APOSTROPHES, HYPHENS = "\u2019\u2018\u02bc\u201b\u0060\u00b4", "\u2010\u2011"
+APOSTROPHES, HYPHENS = "\u2019\u2018\u201b\u0060\u00b4", "\u2010\u2011"
+GLOTTAL = "\u02bc"  # an apostrophe in words of Ukrainian and English, a consonant of Navajo
 WRITTEN = str.maketrans(dict.fromkeys(APOSTROPHES, "'") | dict.fromkeys(HYPHENS, "-"))
 CHILLUS = dict(zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True))
 ATOMIC = {f"{letter}\u0d4d{ZWJ}": chillu for letter, chillu in CHILLUS.items()}
@@ -234,8 +237,23 @@ class TextRules:
             if kept != original:
                 changes[original, kept.strip()] += 1
             written.append(kept)
-        text = unicodedata.normalize("NFC", " ".join("".join(written).split()))
+        text = self._apostrophes("".join(written), changes)
+        text = unicodedata.normalize("NFC", " ".join(text.split()))
         return Normalized(text, changes, "".join(unread))
+
+    def _apostrophes(self, text: str, changes: Counter[tuple[str, str]]) -> str:
+        """`GLOTTAL` between two other letters as what it is there."""
+        if GLOTTAL not in text or GLOTTAL in self.keep:
+            return text
+        letters = [is_letter(c) and c != GLOTTAL for c in f" {text} "]
+        meant = "'" if "'" in self.inside else ""
+        written = [
+            meant if c == GLOTTAL and before and after else c
+            for before, c, after in zip(letters, text, letters[2:], strict=False)
+        ]
+        if count := text.count(GLOTTAL) - written.count(GLOTTAL):
+            changes[GLOTTAL, meant] += count
+        return "".join(written)
 
 
 def is_letter(character: str) -> bool:

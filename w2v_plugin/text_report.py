@@ -151,9 +151,13 @@ class TextReport:
             lines.append(line)
         kind = "letters" if self.vocabulary.suffix == ".json" else "pieces"
         lines.append(f"{self.vocabulary}: {len(self.letters)} {kind}: {_short(self.letters, ALL)}")
-        dropped = [change.found for change in self.changes if not change.written]
+        dropped = [c.found for c in self.changes if not c.written and not _has_letter(c.found)]
+        letters = [c.found for c in self.changes if not c.written and _has_letter(c.found)]
         mapped = [f"{c.found}={c.written}" for c in self.changes if c.written]
-        for what, some in (("Dropped", dropped), ("Written differently", mapped)):
+        for what, some in (
+            *(("Dropped", dropped), ("Dropped letters", letters)),
+            ("Written differently", mapped),
+        ):
             if some:
                 lines.append(f"{what}: {_short(map(visible, some))}")
         if self.mixed:
@@ -222,6 +226,10 @@ def visible(text: str) -> str:
     return "".join(
         f"<U+{ord(c):04X}>" if unicodedata.category(c)[0] in "CZ" and c != " " else c for c in text
     )
+
+
+def _has_letter(text: str) -> bool:
+    return any(unicodedata.category(character)[0] == "L" for character in text)
 
 
 def _short(units: Iterable[str], shown: int = SHOWN) -> str:
