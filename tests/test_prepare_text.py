@@ -295,6 +295,14 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert error.startswith("text.py: ") and message in error
 
 
+@pytest.mark.parametrize("option", ["--min-count", "--size"])
+@pytest.mark.parametrize("value", ["-5", "0", "x"])
+def test_counts_begin_at_one(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        recipe().main(["--manifest", "a.csv", "--out", "out", f"{option}={value}"])
+    assert f"{option}: {value!r}: expected a whole number, 1 or more" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_says_so_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
