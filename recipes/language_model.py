@@ -263,9 +263,9 @@ def write(path: Path, content: dict[str, Any]) -> None:
     part.replace(path)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the recipe with command-line arguments."""
-    arguments, start = parse(argv), time.perf_counter()
+def make(arguments: argparse.Namespace) -> None:
+    """Write all that the recipe writes."""
+    start = time.perf_counter()
     check(arguments)
     folder = arguments.out
     asr = load(
@@ -313,9 +313,18 @@ def main(argv: Sequence[str]) -> None:
     print(f"written into {folder}")
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str]) -> int:
+    """Run the recipe; 2 and one line on stderr where it cannot be done."""
     try:
-        main(sys.argv[1:])
+        make(parse(argv))
     except (CannotStart, BadAudio, BadManifest, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"language_model.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlanguage_model.py: interrupted; the same command begins anew", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

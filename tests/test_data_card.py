@@ -34,8 +34,8 @@ def corpus(tmp_path: Path) -> list[Utterance]:
     listed = []
     for line, (name, (wav, rate)) in enumerate(sounds.items(), start=1):
         soundfile.write(tmp_path / f"{name}.wav", wav, rate, subtype="PCM_16")
-        text = {"good": "മുൻവിള |", "telephone": "schÃ¶n", "loud": "x" * 60}.get(name, "same text")
-        source = f"list.tsv:{line}"
+        texts = {"good": "മുൻവിള | weiß…", "telephone": "schÃ¶n", "loud": "x" * 60}
+        text, source = texts.get(name, "same text"), f"list.tsv:{line}"
         listed.append(Utterance(name, tmp_path / f"{name}.wav", name[0], text, source))
     listed.append(Utterance("gone", tmp_path / "gone.wav", "z", "text", "list.tsv:7"))
     return listed
@@ -47,7 +47,7 @@ def test_flags_name_what_looks_wrong(corpus: list[Utterance], tmp_path: Path) ->
     rows = [line.split("\t") for line in flagged_path(tmp_path / "m.csv").read_text().splitlines()]
     found = {(name, kind): what for _, name, kind, what in rows[1:]}
     assert found == {
-        ("telephone", "text"): "looks like UTF-8 that was read as cp1252; 'schön' was meant",
+        ("telephone", "text"): "schÃ¶n looks like schön in UTF-8, read as cp1252",
         ("zeros", "silent"): "every sample is zero",
         ("faint", "silent"): found["faint", "silent"],
         ("loud", "clipped"): found["loud", "clipped"],

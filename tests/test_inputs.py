@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from w2v_plugin.inputs import CannotStart, by_name, find_inputs, groups, header_seconds
+from w2v_plugin.table_lists import audio_files
 
 
 @pytest.fixture
@@ -33,6 +34,21 @@ def test_a_folder_is_searched_and_sorted(corpus):
     assert [item.name for item in found] == ["a", "b", "x/a", "x/y/c d", "x/é.v2"]
     assert [item.path for item in found] == sorted(item.path for item in found)
     assert all(item.path.is_file() for item in found)
+
+
+def test_a_folder_has_the_files_that_preparation_finds(corpus, tmp_path, capsys):
+    """All kinds, links to folders, nothing hidden; what cannot be decoded is counted once."""
+    for name in ("c.AIFF", "d.oga", "e.w64", "f.au", "g.wave", "._b.wav", "h.m4a", "x/i.aac"):
+        (corpus / name).touch()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "z.sph").touch()
+    (corpus / "linked").symlink_to(tmp_path / "more")
+    found = [item.path for item in find_inputs([str(corpus)])]
+    assert {path.name for path in found} > {"c.AIFF", "d.oga", "e.w64", "f.au", "g.wave", "z.sph"}
+    assert found == [p for p in audio_files(corpus) if p.suffix not in (".m4a", ".aac")]
+    told = ".m4a cannot be decoded here; convert it: ffmpeg -i h.m4a h.flac"
+    assert capsys.readouterr().err == f"{corpus}: 2 files passed over; {told}\n"
+    assert names(corpus / "*.au") == ["f"]
 
 
 def test_files_are_taken_as_they_are(corpus):

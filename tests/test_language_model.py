@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_lower_case_and_other_scripts(tmp_path: Path) -> None:
     vocabulary = build_vocabulary(["grüße welt", "നമസ്കാരം ലോകമേ"])
     text = read_lm_text([path], vocabulary)
     assert text.sentences == [["grüße", "welt"], ["നമസ്കാരം", "ലോകമേ"]] and not text.unknown
+
+
+@pytest.mark.parametrize("said", ["می\u200cروم", "t\u02bcáá diné\u02bc"], ids=["ZWNJ", "U+02BC"])
+def test_plain_text_keeps_what_training_kept(tmp_path: Path, said: str) -> None:
+    """Characters that are dropped or written differently unless somebody asks for them."""
+    (tmp_path / "a.txt").write_text(f"«{said}»!\n", encoding="utf-8")
+    text = read_lm_text([tmp_path / "a.txt"], build_vocabulary([said]))
+    assert text.sentences == [said.split()] and not text.unknown
 
 
 def test_plain_text_in_turkish_has_its_own_capitals(tmp_path: Path) -> None:
@@ -185,6 +194,38 @@ def test_searches_give_what_beam_search_gives(tmp_path: Path, workers: int) -> N
     assert alone == ["A RAT", "THR CAT", "CAR"]
 
 
+@pytest.mark.slow
+def test_processes_that_search_say_nothing_of_ctrl_c(tmp_path: Path) -> None:
+    """Neither while they start nor later: the one who waits for them does."""
+    estimate([["A", "CAT"]], order=2).write(tmp_path / "lm.arpa")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, signal, threading, torch
+from w2v_plugin.lm_tuning import searches
+from w2v_plugin.text import CharVocabulary
+
+def main(decodings):
+    logits = [torch.zeros(10, 32)] * 4
+    with searches({str(tmp_path / "lm.arpa")!r}, CharVocabulary(), logits, beam=9, workers=2) as go:
+        for _ in range(decodings):
+            go(None)
+        threading.Timer(0.5, os.killpg, (0, signal.SIGINT)).start()
+        while True:
+            go(None)
+
+if __name__ == "__main__":
+    for decodings in (0, 1):
+        try:
+            main(decodings)
+        except KeyboardInterrupt:
+            print("interrupted")
+""")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, start_new_session=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (2 * "interrupted\n", "")
+
+
 def test_beam_search_with_pieces_of_words(tmp_path: Path) -> None:
     """A language model's words are spelled with pieces of any length."""
     vocabulary = build_vocabulary(["banana bandana ananas"] * 3, "bpe", 8)
@@ -234,7 +275,7 @@ DEV, TEST = ["THE BIG PIG", "A BOY HAS A PIG"], ["THE PET AND THE BOY", "A BIG B
 
 def run(monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: list[str]) -> None:
     monkeypatch.setattr(recipe, "load", lambda *_, **__: HearsHomophones(said))
-    recipe.main([*arguments, "--model", "heard", "--workers", "1"])
+    recipe.make(recipe.parse([*arguments, "--model", "heard", "--workers", "1"]))
 
 
 def test_the_recipe_from_texts_to_decoding(
@@ -312,6 +353,33 @@ def test_wrong_calls_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "new" / "decoding.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (CannotStart("no model"), 2, "language_model.py: error: no model\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "\nlanguage_model.py: interrupted; the same command begins anew\n",
+        ),
+    ],
+    ids=["wrong call", "Ctrl-C"],
+)
+def test_what_ends_it_is_told_in_a_line(
+    error: BaseException,
+    status: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(recipe, "make", fail)
+    arguments = ["--text", "a.csv", "--dev", "b.csv", "--model", "m", "--out", "lm"]
+    assert (recipe.main(arguments), capsys.readouterr().err) == (status, words)
+
+
 def test_weights_are_kept_when_a_test_cannot_be_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,7 +422,6 @@ def test_texts_without_spaces_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     boundless = CharVocabulary.from_symbols({"-": 0, "A": 1}, blank="-")
     monkeypatch.setattr(recipe, "load", lambda *_, **__: HearsHomophones([], boundless))
     train = str(manifest(tmp_path / "train.csv", TRAIN))
+    arguments = ["--text", train, "--dev", str(dev), "--model", "m", "--out", str(tmp_path / "x")]
     with pytest.raises(CannotStart, match="no word boundaries"):
-        recipe.main(
-            ["--text", train, "--dev", str(dev), "--model", "m", "--out", str(tmp_path / "x")]
-        )
+        recipe.make(recipe.parse(arguments))

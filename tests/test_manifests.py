@@ -260,6 +260,28 @@ def test_bad_manifests_are_refused_naming_the_line(
         read_manifest(tmp_path / "m.csv")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            (HEADER + "a,1,a.wav,s,x\nb,1,b.wav,s,schön\n").encode("cp1252"),
+            "m.csv:3: not UTF-8.*iconv",
+        ),
+        ((HEADER + "a,1,a.wav,s,x\n").encode("utf-16"), "m.csv:1: not UTF-8"),
+        ((HEADER + "a,1,a.wav,s,x\nb\0,1,b.wav,s,x\n").encode(), "m.csv:3: holds NUL bytes"),
+        ((HEADER + 'a,1,a.wav,s,"' + 200_000 * "x").encode(), "m.csv:2: no CSV file"),
+    ],
+    ids=["cp1252", "utf-16", "NUL", "open quotation mark"],
+)
+def test_what_is_no_csv_in_utf8_is_refused_naming_the_line(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    """Spreadsheet programs save in other encodings."""
+    (tmp_path / "m.csv").write_bytes(content)
+    with pytest.raises(BadManifest, match=message):
+        read_manifest(tmp_path / "m.csv")
+
+
 def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
     """The remedy is in the message."""
     with pytest.raises(BadManifest, match=r"no such manifest.*recipes/prepare"):

@@ -42,6 +42,8 @@ TEXTS = {
     "japanese": ("今日は、ｶﾞｲﾄﾞの「コーヒー」。", "今日は ガイドの コーヒー"),
     "korean": (unicodedata.normalize("NFD", "안녕하세요!"), "안녕하세요"),
     "hawaiian": ("Hawaiʻi", "hawaiʻi"),
+    "navajo": ("ʼAshkii tʼáá, «dinéʼ».", "ʼashkii t'áá dinéʼ"),
+    "ukrainian": ("П\u02bcять, п\u2019ять, п'ять", "п'ять п'ять п'ять"),
     "emoji": ("Gut 👍🏽 so\ufe0f", "gut so"),
 }
 MARKS = "\u0301\u093c\u0d4d\u200d\u200c\u00ad\u0640\u064e\u0307\u3099"
@@ -75,7 +77,7 @@ def test_what_is_normalized_stays(options: dict) -> None:
     rules = TextRules(**options)
     for written, _ in TEXTS.values():
         for position in range(0, len(written), 2):
-            for mark in (*MARKS, "İ", "I", "ß", "'", "-", "7", "%", "ΐ"):
+            for mark in (*MARKS, "İ", "I", "ß", "'", "-", "7", "%", "ΐ", "\u02bc"):
                 once = rules.normalize(written[:position] + mark + written[position:])
                 assert rules.normalize(once) == once
                 assert unicodedata.is_normalized("NFC", once) and " ".join(once.split()) == once
@@ -151,6 +153,12 @@ def test_changes_are_counted() -> None:
     }
 
 
+def test_a_letter_that_looks_like_an_apostrophe_stays_where_it_is_one() -> None:
+    """U+02BC: at the edges of words, and everywhere by `keep`; where it is dropped it is named."""
+    assert TextRules(keep="\u02bc").normalize("ʼAshkii tʼáá dinéʼ") == "ʼashkii tʼáá dinéʼ"
+    assert TextRules(inside="").apply("tʼáá").changes == {("\u02bc", ""): 1}
+
+
 def test_joiners_stay_where_they_are_orthography() -> None:
     """Persian and Sinhala by `keep`, Khmer's spaces without width by a map."""
     assert TextRules(keep="\u200c").normalize("می\u200cروم") == "می\u200cروم"
@@ -197,6 +205,10 @@ def test_units_keep_marks_where_the_script_needs_it(text: str, units: list[str])
         ("Anfang 2001 wurde", "anfang zweitausendeins wurde", ""),
         ("(12) Leute, 20 Mark.", "zwölf leute zwanzig mark", ""),
         ("Bis 7.", "bis sieben", ""),
+        ("In Bonn 10 500 Menschen", "in bonn 10 500 menschen", "10500"),
+        ("1 234 567, 10\u00a0500, 10\u202f500", "1 234 567 10 500 10 500", "12345671050010500"),
+        ("Tel. 12 34 56, 2 Kinder", "tel 12 34 56 zwei kinder", "123456"),
+        ("5, 300 und 7", "fünf dreihundert und sieben", ""),
         ("1984, 3,5 am 3. Mai S3 007", "1984 3 5 am 3 mai s3 007", "19843533007"),
     ],
 )

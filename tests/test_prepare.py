@@ -497,3 +497,10 @@ def test_strings_need_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     words.write_text("\n".join(["ID,duration,wav,spk_id,wrd", *silent]) + "\n")
     assert strings.main(["--manifest", str(words), "--out", str(tmp_path / "numbers")]) == 2
     assert "no utterance has a text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["--minutes=nan", "--minutes=inf", "--minutes=0", "--pause=nan"])
+def test_strings_have_a_length(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        strings.main(["--manifest", "words.csv", "--out", "numbers", wrong])
+    assert "--minutes must be above 0, --pause not below, both finite" in capsys.readouterr().err

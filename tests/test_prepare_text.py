@@ -7,6 +7,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -100,7 +103,7 @@ def test_nothing_of_a_test_set_is_dropped(tmp_path: Path) -> None:
     kinds = ["unknown", "unread", "empty", "too long"]
     assert found == [(f"{test}:{line}", kind) for line, kind in enumerate(kinds, 2)]
     assert report.unsayable[0].reason == "e n z"
-    assert "4 that the model cannot say completely, counted as errors" in str(report)
+    assert "3 that the model cannot say completely, counted as errors; 1 without" in str(report)
 
 
 def test_rare_characters_are_rare_among_what_remains(tmp_path: Path) -> None:
@@ -139,6 +142,25 @@ def test_what_is_in_two_places_is_said(tmp_path: Path) -> None:
     ]
     assert len(report.mixed) == 3 and report.mixed[0].source == f"{train}:6"
     assert "3 words mix scripts" in str(report) and "Cyrillic" in str(report)
+
+
+def test_letters_that_are_dropped_are_told_apart(tmp_path: Path) -> None:
+    train = manifest(tmp_path / "train.csv", [*GOOD, "Das w\u02bcar gut."])
+    report = prepare_texts(train, tmp_path / "out", rules=TextRules(inside=""))
+    assert "Dropped letters: \u02bc\n" in str(report) and "Dropped: . ?" in str(report)
+
+
+def test_what_training_does_not_hear_is_not_shared(tmp_path: Path) -> None:
+    """Texts that are left out of it, their speakers and recordings, and no text at all."""
+    left_out = manifest(tmp_path / "7.csv", ["7 gut", "?"], "max").read_text(encoding="utf-8")
+    train = manifest(tmp_path / "train.csv", GOOD)
+    rows = left_out.splitlines(keepends=True)[1:]
+    train.write_text(train.read_text(encoding="utf-8") + "".join(rows), encoding="utf-8")
+    test = manifest(tmp_path / "test.csv", ["7 gut", "!", "gut"], "max")
+    test.write_text(test.read_text().replace("test0.wav", "70.wav"), encoding="utf-8")
+    report = prepare_texts(train, tmp_path / "out", also=[test], min_count=1)
+    assert report.lost == 2 and report.warnings == []
+    assert "1 that the model cannot say completely, counted as errors; 1 without" in str(report)
 
 
 def test_texts_of_the_test_set_are_not_trained_on(tmp_path: Path) -> None:
@@ -210,10 +232,33 @@ def test_a_failed_run_leaves_the_one_before(tmp_path: Path) -> None:
         ("Ð¼Ð°Ð¼Ð°", True),
         ("schön don’t São Ã €", False),
         ("മലയാളം мама", False),
+        ("„Viel Spaß“, »groß«, weiß…", False),
+        ("Strauß´ Walzer, Voß’sche, Spaß–Vogel, Groß\u00adstadt", False),
+        ("onde está você…” AMANHÃ… CAFÉ”", False),
+        ("«\u00a0l'été\u00a0», está»… NIÑ…", False),
+        ("GÜNEŞ’İN “ÇÖZÜ”, PÅ… på… BLÅ”", False),
     ],
 )
 def test_wrong_encodings_show(text: str, damaged: bool) -> None:
+    """Letters with closing punctuation behind them are UTF-8 by chance."""
     assert bool(damage(text)) == damaged
+
+
+TWICE = (
+    "Ärger Öl FRÖHLICH schöne weiße “ – … à Où así índice amanhã słaba są řeka çağrı şu på și nő "
+    "мама нет και الس זה क्या വിള 今天"
+)
+
+
+@pytest.mark.parametrize("word", TWICE.split())
+def test_words_that_were_encoded_twice_are_found(word: str) -> None:
+    """Each on its own, though a text has many."""
+    for encoding in ("cp1252", "latin-1"):
+        try:
+            wrong = word.encode().decode(encoding)
+        except UnicodeError:
+            continue
+        assert damage(wrong).startswith(f"{wrong} looks like {word} in UTF-8, read as ")
 
 
 @pytest.mark.parametrize(
@@ -248,3 +293,37 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert main([*options, *wrong]) == 2
         error = capsys.readouterr().err
         assert error.startswith("text.py: ") and message in error
+
+
+@pytest.mark.parametrize("option", ["--min-count", "--size"])
+@pytest.mark.parametrize("value", ["-5", "0", "x"])
+def test_counts_begin_at_one(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        recipe().main(["--manifest", "a.csv", "--out", "out", f"{option}={value}"])
+    assert f"{option}: {value!r}: expected a whole number, 1 or more" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_so_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing half done."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("w2v_plugin.text_preparation.build_vocabulary", interrupt)
+    train = manifest(tmp_path / "train.csv", GOOD)
+    assert recipe().main(["--manifest", str(train), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "\ntext.py: interrupted, nothing was written.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_whoever_reads_the_report_may_have_enough(tmp_path: Path) -> None:
+    """`text.py … | head` ends quietly."""
+    train, out = manifest(tmp_path / "train.csv", GOOD), tmp_path / "out"
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, RECIPE, "--manifest", train, "--out", out]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "") and (out / "text_report.md").is_file()

@@ -25,6 +25,7 @@ from w2v_plugin.audio import read_blocks, read_window
 from w2v_plugin.errors import BadAudio
 from w2v_plugin.frames import HOP, SAMPLE_RATE
 from w2v_plugin.text import clean_text
+from w2v_plugin.text_checks import damage
 
 FULL_SCALE = 0.999  # of samples that count as clipped
 CLIPPED_SHARE = 1e-3  # more of them are a recording that was too loud, not a peak
@@ -376,21 +377,13 @@ def _promise(utterance: Utterance, facts: AudioFacts) -> Iterable[tuple[str, str
         yield "length", f"{facts.seconds:.2f} s long, but the corpus says {promised:.2f} s"
 
 
-def _text(text: str, seconds: float) -> Iterable[tuple[str, str]]:
-    text = clean_text(text)
+def _text(raw: str, seconds: float) -> Iterable[tuple[str, str]]:
+    text = clean_text(raw)
     if odd := sorted({c for c in text if c == "\ufffd" or (ord(c) < 32 or 127 <= ord(c) < 160)}):
         names = ", ".join(f"U+{ord(character):04X}" for character in odd)
         yield "text", f"holds {names}, which a wrong decoding leaves behind"
-    elif (repaired := _twice_encoded(text)) != text:
-        yield "text", f"looks like UTF-8 that was read as cp1252; {repaired[:40]!r} was meant"
+    elif damaged := damage(raw):
+        yield "text", damaged
     frames = int(seconds * SAMPLE_RATE) // HOP
     if len(text) > frames:
         yield "text", f"{len(text)} characters in {frames} frames of 20 ms: more than CTC can say"
-
-
-def _twice_encoded(text: str) -> str:
-    """ "SchÃ¶n" -> "Schön"; any other text comes back as it is."""
-    try:
-        return text.encode("cp1252").decode("utf-8")
-    except UnicodeError:
-        return text

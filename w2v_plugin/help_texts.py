@@ -7,7 +7,7 @@ A MODEL is a folder written by training, a folder or file of a published checkpo
 fairseq, torchaudio), or an id on the Hugging Face hub, as facebook/wav2vec2-base-960h.
 """
 INPUT_HELP = (
-    "audio file (wav, flac, ogg, opus, mp3; any rate and length), folder, quoted pattern "
+    "audio file (wav, flac, ogg, opus, mp3, aiff, …; any rate and length), folder, quoted pattern "
     "('data/**/*.flac'), manifest (.csv with a column wav), or - for paths on stdin, one a line"
 )
 LM_HELP = (

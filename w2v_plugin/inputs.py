@@ -16,8 +16,6 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".wav")
-
 
 class CannotStart(Exception):
     """A command cannot begin at all; the message says what to do."""
@@ -36,11 +34,12 @@ def find_inputs(given: Iterable[str]) -> list[Input]:
     Parameters
     ----------
     given : iterable of str
-        File: taken as it is and named without its folder. Folder: the audio files below it,
-        sorted. Pattern, as "data/**/*.flac": the audio files that match, sorted; names begin
-        where the pattern does. Manifest (`.csv`): the files of its column `wav`, relative ones
-        from its folder, named by the column `ID`. "-": paths on stdin, one a line. Lists without
-        names (stdin, no `ID`) are named from the folder that all their files share.
+        File: taken as it is and named without its folder. Folder: the audio files below it, as
+        preparation finds them, sorted. Pattern, as "data/**/*.flac": the audio files that match,
+        sorted; names begin where the pattern does. Of both, kinds that cannot be decoded (.m4a)
+        are passed over, and counted on stderr. Manifest (`.csv`): the files of its column `wav`,
+        relative ones from its folder, named by the column `ID`. "-": paths on stdin, one a line.
+        Lists without names (stdin, no `ID`) are named from the folder that all their files share.
 
     Raises
     ------
@@ -134,7 +133,9 @@ def _expand(text: str) -> list[Input]:
     if text == "-":
         return _from_common_folder([Path(line) for line in sys.stdin.read().split("\n") if line])
     if path.is_dir():
-        return _sorted(path.rglob("*"), path, f"{path}: no audio files in this folder")
+        from w2v_plugin.table_lists import audio_files
+
+        return _sorted(audio_files(path), path, f"{path}: no audio files in this folder")
     if path.suffix.lower() == ".csv":
         return _manifest(path)
     if glob.has_magic(text) and not path.exists():
@@ -146,9 +147,15 @@ def _expand(text: str) -> list[Input]:
 
 def _sorted(paths: Iterable[Path], base: Path, complaint: str) -> list[Input]:
     """Those that are audio files, named from `base`."""
-    found = sorted(path for path in paths if path.suffix.lower() in AUDIO and path.is_file())
+    from w2v_plugin.table_lists import AUDIO, UNREADABLE, format_problem
+
+    files = sorted(path for path in paths if path.is_file())
+    found = [path for path in files if path.suffix.lower() in AUDIO]
+    if other := [path for path in files if path.suffix.lower() in UNREADABLE]:
+        hint = format_problem(other[0])
+        print(f"{base}: {len(other)} files passed over; {hint}", file=sys.stderr)
     if not found:
-        raise CannotStart(f"{complaint} ({', '.join(AUDIO)}).")
+        raise CannotStart(f"{complaint} ({', '.join(sorted(AUDIO))}).")
     return [Input(path, path.relative_to(base).with_suffix("").as_posix()) for path in found]
 
 

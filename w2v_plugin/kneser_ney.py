@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,18 +87,24 @@ class KneserNey:
         """Write an ARPA file, whole or not at all; log10 with 7 decimals, as KenLM's float32."""
         path = Path(path)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write("\\data\\\n")
-            for n, order in enumerate(self.orders, start=1):
-                file.write(f"ngram {n}={len(order.word)}\n")
-            texts = [""]
-            for n, order in enumerate(self.orders, start=1):
-                pairs = zip(order.prefix.tolist(), order.word.tolist(), strict=True)
-                texts = [f"{texts[history]} {self.words[word]}".lstrip() for history, word in pairs]
-                file.write(f"\n\\{n}-grams:\n")
-                file.writelines(_lines(order, texts, highest=n == len(self.orders)))
-            file.write("\n\\end\\\n")
-        part.replace(path)
+        try:
+            with part.open("w", encoding="utf-8", newline="\n") as file:
+                self._write(file)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)  # after a full disk, or Ctrl-C
+
+    def _write(self, file: TextIO) -> None:
+        file.write("\\data\\\n")
+        for n, order in enumerate(self.orders, start=1):
+            file.write(f"ngram {n}={len(order.word)}\n")
+        texts = [""]
+        for n, order in enumerate(self.orders, start=1):
+            pairs = zip(order.prefix.tolist(), order.word.tolist(), strict=True)
+            texts = [f"{texts[history]} {self.words[word]}".lstrip() for history, word in pairs]
+            file.write(f"\n\\{n}-grams:\n")
+            file.writelines(_lines(order, texts, highest=n == len(self.orders)))
+        file.write("\n\\end\\\n")
 
 
 def estimate(sentences: Iterable[Sequence[str]], order: int = 4) -> KneserNey:

@@ -18,7 +18,7 @@ from pathlib import Path
 from w2v_plugin.errors import BadManifest
 from w2v_plugin.kneser_ney import UNK
 from w2v_plugin.manifests import read_manifest
-from w2v_plugin.normalization import TextRules
+from w2v_plugin.normalization import GLOTTAL, TextRules, is_invisible
 from w2v_plugin.text import CharVocabulary, case_of, normalize_text
 
 SHOWN = 5  # of the words that cannot be said
@@ -149,7 +149,11 @@ def _lines(path: Path, vocabulary: CharVocabulary) -> Iterator[str]:
     else:
         case, turkic = case_of(letters)
         language = "tr" if turkic else ""
-        rules = TextRules(case=case, language=language, inside=punctuation(vocabulary))
+        keep = "".join(
+            c for c in letters if is_invisible(c) or (c == GLOTTAL and "'" not in letters)
+        )
+        inside = punctuation(vocabulary)
+        rules = TextRules(case=case, language=language, inside=inside, keep=keep)
         texts = (rules.normalize(line) for line in _plain(path))
     return filter(None, texts)
 

@@ -9,6 +9,7 @@ out over processes.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -184,10 +185,29 @@ def searches(
         yield lambda weights: [alone.text(weights, number) for number in numbers]
         return
     share = max(1, len(arrays) // (8 * workers))
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         workers, get_context("spawn"), _begin, (lm, vocabulary, arrays, beam)
-    ) as pool:
-        yield lambda weights: [*pool.map(partial(_text, weights), numbers, chunksize=share)]
+    )
+
+    def decode(weights: Weights | None) -> list[str]:
+        with _quiet_births():
+            texts = pool.map(partial(_text, weights), numbers, chunksize=share)
+        return list(texts)
+
+    try:
+        yield decode
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C shall not wait for the rest
+
+
+@contextmanager
+def _quiet_births() -> Iterator[None]:
+    """Processes that start meanwhile are deaf to Ctrl-C until `_begin`, and say nothing of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _own: Searches  # of a process
@@ -195,6 +215,8 @@ _own: Searches  # of a process
 
 def _begin(*arguments: Any) -> None:
     global _own
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a traceback
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
     _own = Searches(*arguments)
 

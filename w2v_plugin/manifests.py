@@ -127,14 +127,14 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     Raises
     ------
     BadManifest
-        The file is missing or empty, a column is missing, a duration is no positive number, or
-        an id occurs twice; the message names file and line.
+        The file is missing or empty, or no CSV in UTF-8, a column is missing, a duration is no
+        positive number, or an id occurs twice; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
         raise BadManifest(f"{path}: no such manifest. Write it with a script of recipes/prepare/.")
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
+    reader = csv.DictReader(io.StringIO(_content(path), newline=""))
+    try:
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise BadManifest(
@@ -143,6 +143,9 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
             )
         seen: dict[str, int] = {}
         rows = [_checked_row(row, path, reader.line_num, seen) for row in reader]
+    except csv.Error as error:  # an open quotation mark before a whole book
+        line = reader.line_num + 1  # where the row begins
+        raise BadManifest(f"{path}:{line}: no CSV file ({error}). Write it again.") from error
     if not rows:
         raise BadManifest(f"{path}: a header and no utterances. Prepare the corpus again.")
     return rows
@@ -266,6 +269,22 @@ def _skipped_content(verdicts: Iterable[Verdict]) -> bytes | None:
 def _row(utterance: Utterance, seconds: float) -> tuple[str, ...]:
     wav, text = utterance.wav.resolve(), clean_text(utterance.text)
     return utterance.id, f"{seconds:.4f}", str(wav), utterance.speaker, text
+
+
+def _content(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BadManifest(
+            f"{path}:{line}: not UTF-8. Save it as CSV UTF-8, or find out what it is and convert "
+            f"it: iconv -f cp1252 -t utf-8 {path}"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise BadManifest(f"{path}:{line}: holds NUL bytes, as broken copies do. Write it again.")
+    return text
 
 
 def _checked_row(

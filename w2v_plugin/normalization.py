@@ -16,6 +16,8 @@ Surprising, all on purpose:
   ZWNJ, Sinhala ZWJ) put it into `keep`.
 - ß in upper case is ẞ, not SS, and İ in lower case is i, without the dot apart that Unicode's own
   lower case leaves: one letter stays one letter.
+- U+02BC becomes an apostrophe between letters, as Ukrainian and English use it, and stays at the
+  edges of words, for it is a consonant of Navajo and others: put it into `keep` there.
 - Texts without spaces (Thai, Japanese) stay without: a "word" is what stands between two spaces.
 """
 
@@ -31,7 +33,8 @@ from functools import cached_property
 CASES, DIGITS = ("lower", "upper", "keep"), ("refuse", "keep", "spell")
 DOTLESS, DOTTED = "ı", "İ"
 ZWNJ, ZWJ = "\u200c", "\u200d"
-APOSTROPHES, HYPHENS = "\u2019\u2018\u02bc\u201b\u0060\u00b4", "\u2010\u2011"
+APOSTROPHES, HYPHENS = "\u2019\u2018\u201b\u0060\u00b4", "\u2010\u2011"
+GLOTTAL = "\u02bc"  # an apostrophe in words of Ukrainian and English, a consonant of Navajo
 WRITTEN = str.maketrans(dict.fromkeys(APOSTROPHES, "'") | dict.fromkeys(HYPHENS, "-"))
 CHILLUS = dict(zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True))
 ATOMIC = {f"{letter}\u0d4d{ZWJ}": chillu for letter, chillu in CHILLUS.items()}
@@ -42,9 +45,11 @@ INVISIBLE = {"\u0640", "\u034f", *map(chr, range(0xFE00, 0xFE10))}  # tatweel, v
 JOINED = "'·\u05f3\u05f4"  # leave no space where they are dropped: dont, collecció
 READ_ALOUD = "%‰&@#§°№"  # with the categories of numbers, currencies and mathematics (<, =, +)
 TAGS = "[]{}"  # of transcribers: [noise]
-# a number between spaces and quotation marks, without decimal point and ordinal's; no year
+# a number between spaces and quotation marks, without decimal point and ordinal's; no year, and not
+# beside another number: 10 500
 ALONE = re.compile(
-    r"""(?<![^\s("'„“»«])(?!1[1-9]\d\d\b)(?:0|[1-9]\d{0,5})(?=[,;:!?)"'“”»«]*(?:\s|$)|\.$)""",
+    r"""(?<![^\s("'„“»«])(?<!\d\s)(?!1[1-9]\d\d\b)(?:0|[1-9]\d{0,5})"""
+    r"""(?!\s+\d)(?=[,;:!?)"'“”»«]*(?:\s|$)|\.$)""",
     re.ASCII,
 )
 MARKS_OF_LETTERS = (1, 7, 8)  # combining classes below 200: overlay, nukta, kana voicing
@@ -106,7 +111,8 @@ class TextRules:
     digits : {"refuse", "keep", "spell"}
         "refuse": they are `unread`, for one does not know how they were said. "keep": digits
         are letters. "spell": whole numbers that stand alone become words, by the library
-        num2words, as cardinal numbers; years from 1100 to 1999 and anything else stay unread.
+        num2words, as cardinal numbers; years from 1100 to 1999, numbers beside numbers
+        (10 500) and anything else stay unread.
     maps : mapping of str to str
         What to write instead, longest first, in the case of the text; "" drops it.
 
@@ -200,6 +206,8 @@ class TextRules:
         return unicodedata.normalize("NFC", text)
 
     def _cased(self, text: str) -> str:
+        from w2v_plugin.text import change_case  # with SpeechBrain: `w2v --help` shall not wait
+
         turkic = self.language.split("-")[0] in ("tr", "az")
         text = text.replace("ß", "ẞ") if self.case == "upper" else text
         text = change_case(text, self.case, turkic=turkic)
@@ -246,8 +254,23 @@ class TextRules:
             if kept != original:
                 changes[original, kept.strip()] += 1
             written.append(kept)
-        text = unicodedata.normalize("NFC", " ".join("".join(written).split()))
+        text = self._apostrophes("".join(written), changes)
+        text = unicodedata.normalize("NFC", " ".join(text.split()))
         return Normalized(text, changes, "".join(unread))
+
+    def _apostrophes(self, text: str, changes: Counter[tuple[str, str]]) -> str:
+        """`GLOTTAL` between two other letters as what it is there."""
+        if GLOTTAL not in text or GLOTTAL in self.keep:
+            return text
+        letters = [is_letter(c) and c != GLOTTAL for c in f" {text} "]
+        meant = "'" if "'" in self.inside else ""
+        written = [
+            meant if c == GLOTTAL and before and after else c
+            for before, c, after in zip(letters, text, letters[2:], strict=False)
+        ]
+        if count := text.count(GLOTTAL) - written.count(GLOTTAL):
+            changes[GLOTTAL, meant] += count
+        return "".join(written)
 
 
 def is_letter(character: str) -> bool:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 
 TOGETHER = {"CJK": "JAPANESE", "HIRAGANA": "JAPANESE", "KATAKANA": "JAPANESE"}  # in one word
 READ_AS = ("cp1252", "latin-1")
+# quotation marks, apostrophes, dashes: behind letters of sound texts, too (Spaß“ weiß… Strauß´)
+BEHIND = "“”„«»…—·\u2018\u2019\u201a\u2039\u203a\u2013\u00b4\u00a0\u00ad"
+# any other sign behind a letter, a capital amid a word, Ã where Portuguese has none
+TELLING = re.compile(rf"[^\x00-\x7fÀ-ÖØ-ÿ{BEHIND}]|[a-zß-ÿ][À-Þ]|^Ã|Ã.\w")
 
 
 def damage(text: str) -> str:
     """What shows that bytes were read in a wrong encoding; nothing where nothing does.
+
+    Some sound words are UTF-8, too, if their characters are taken for bytes: ß” would be ߔ. They
+    have nothing but closing punctuation behind their letters.
 
     Parameters
     ----------
@@ -19,18 +27,19 @@ def damage(text: str) -> str:
 
     Example
     -------
-    >>> damage("schÃ¶n"), damage("schön")
-    ('schÃ¶n looks like schön in UTF-8, read as cp1252', '')
+    >>> damage("schÃ¶n"), damage("schön"), damage("Spaß“")
+    ('schÃ¶n looks like schön in UTF-8, read as cp1252', '', '')
     """
     if "\N{REPLACEMENT CHARACTER}" in text:
         return "a replacement character, which stands for what could not be read"
-    for word in text.split():
+    composed = unicodedata.normalize("NFC", text)
+    for word in re.split(r"[ \t\r\n]+", composed):  # Ã and a no-break space are à
         for encoding in READ_AS:
             try:
                 meant = word.encode(encoding).decode()
             except UnicodeError:
                 continue
-            if meant != word:
+            if meant != word and TELLING.search(word):
                 return f"{word} looks like {meant} in UTF-8, read as {encoding}"
     return ""
 

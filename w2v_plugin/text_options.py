@@ -20,8 +20,14 @@ def add_text_options(add: Any) -> None:
     add("--digits", choices=DIGITS, default="refuse", help="what to do about them (default refuse)")
     add("--text-language", default="", metavar="CODE", help="tr, az: their i; for --digits spell")
     add("--units", choices=["characters", *KINDS], default="characters", help="what a token says")
-    add("--size", type=int, default=500, metavar="N", help="number of pieces (default 500)")
-    add("--min-count", type=int, default=3, metavar="N", help="utterances of a letter (default 3)")
+    add("--size", type=_count, default=500, metavar="N", help="number of pieces (default 500)")
+    add(
+        "--min-count",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="utterances of a letter (default 3)",
+    )
 
 
 def text_choices(options: argparse.Namespace) -> dict[str, Any]:
@@ -56,3 +62,9 @@ def text_choices(options: argparse.Namespace) -> dict[str, Any]:
         "min_count": options.min_count,
         "apart": options.apart_texts,
     }
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
+    return int(text)

@@ -9,7 +9,6 @@ to validate and test with lose none, for a test without its hard utterances flat
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -139,24 +138,7 @@ def prepare_texts(
 
 
 def _progress(path: Path) -> Iterable[dict[str, Any]]:
-    return tqdm(_rows(path), desc=path.name, disable=None, leave=False)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """As `read_manifest`, which reads pieces of a file and cannot say where it is no UTF-8."""
-    if path.is_file():
-        content = path.read_bytes()
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            raise BadManifest(
-                f"{path}:{content.count(10, 0, error.start) + 1}: not UTF-8. Find out what it is "
-                f"and convert it: iconv -f latin1 -t utf-8 {path}"
-            ) from error
-    try:
-        return read_manifest(path)
-    except csv.Error as error:  # NUL bytes, an open quotation mark before a whole book
-        raise BadManifest(f"{path}: no CSV file ({error}). Write it again.") from error
+    return tqdm(read_manifest(path), desc=path.name, disable=None, leave=False)
 
 
 def _refuse_names(paths: Sequence[Path], out: Path) -> None:
@@ -267,13 +249,14 @@ def _warnings(parts: dict[Path, list[Line]]) -> list[str]:
     """What is in two places where it should be in one."""
     found = []
     (train, lines), *others = parts.items()
-    wavs: dict[str, Line] = {}
+    listed: dict[str, Line] = {}
     for line in lines:
-        first = wavs.setdefault(line.row["wav"], line)
+        first = listed.setdefault(line.row["wav"], line)
         if first is not line:
             found.append(f"{line.source}: {line.row['wav']} is already listed at {first.source}")
-    speakers = {line.row["spk_id"] for line in lines} - {""}
-    texts = {line.text for line in lines if line.kind != "elsewhere"}
+    learned = _usable(lines)
+    speakers = {line.row["spk_id"] for line in learned} - {""}
+    wavs, texts = {line.row["wav"] for line in learned}, {line.text for line in learned}
     for path, other in others:
         if shared := sorted(speakers & {line.row["spk_id"] for line in other}):
             some = ", ".join(shared[:SHOWN_REASONS])

@@ -19,7 +19,7 @@ from w2v_plugin.normalization import TextRules
 
 SHOWN, ALL = 20, 100  # of a kind, of an alphabet; everything is in the .json and .tsv
 REMEDIES = {
-    "damaged": "wrong encoding somewhere on the way; look at the source, or --map",
+    "damaged": "read in a wrong encoding somewhere on the way: mend the manifest's texts",
     "unread": "digits, symbols, [tags], said nobody knows how: --digits, --map or --drop",
     "rare": "in too few utterances to be learned: --min-count, --map or --drop",
     "empty": "nothing is left of the text",
@@ -141,17 +141,23 @@ class TextReport:
         for kind, count in Counter(remark.kind for remark in self.left_out).most_common():
             lines.append(f"  {count} {kind} ({REMEDIES[kind]})")
         for part in others:
-            files = [remark.source.rpartition(":")[0] for remark in self.unsayable]
-            there = files.count(str(part.source))
+            there = [r for r in self.unsayable if r.source.rpartition(":")[0] == str(part.source)]
+            empty = sum(remark.kind == "empty" for remark in there)
             line = f"{part.path}: all {part.utterances} utterances, {hours(part.seconds)}"
-            if there:
-                line += f"; {there} that the model cannot say completely, counted as errors"
+            if unsayable := len(there) - empty:
+                line += f"; {unsayable} that the model cannot say completely, counted as errors"
+            if empty:
+                line += f"; {empty} without letters, which training's error rates leave out"
             lines.append(line)
         kind = "letters" if self.vocabulary.suffix == ".json" else "pieces"
         lines.append(f"{self.vocabulary}: {len(self.letters)} {kind}: {_short(self.letters, ALL)}")
-        dropped = [change.found for change in self.changes if not change.written]
+        dropped = [c.found for c in self.changes if not c.written and not _has_letter(c.found)]
+        letters = [c.found for c in self.changes if not c.written and _has_letter(c.found)]
         mapped = [f"{c.found}={c.written}" for c in self.changes if c.written]
-        for what, some in (("Dropped", dropped), ("Written differently", mapped)):
+        for what, some in (
+            *(("Dropped", dropped), ("Dropped letters", letters)),
+            ("Written differently", mapped),
+        ):
             if some:
                 lines.append(f"{what}: {_short(map(visible, some))}")
         if self.mixed:
@@ -220,6 +226,10 @@ def visible(text: str) -> str:
     return "".join(
         f"<U+{ord(c):04X}>" if unicodedata.category(c)[0] in "CZ" and c != " " else c for c in text
     )
+
+
+def _has_letter(text: str) -> bool:
+    return any(unicodedata.category(character)[0] == "L" for character in text)
 
 
 def _short(units: Iterable[str], shown: int = SHOWN) -> str:

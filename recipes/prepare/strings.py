@@ -7,6 +7,7 @@ where words begin and end. Words are drawn evenly, with pauses of random length 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 from collections import defaultdict
@@ -100,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     args = options.parse_args(argv)
     if not 1 <= args.words[0] <= args.words[1]:
         options.error(f"--words {args.words[0]} {args.words[1]}: expected 1 <= LEAST <= MOST")
-    if args.minutes <= 0 or args.pause < 0:
-        options.error("--minutes must be above 0, --pause not below")
+    if not (0 < args.minutes < math.inf and 0 <= args.pause < math.inf):
+        options.error("--minutes must be above 0, --pause not below, both finite")
     try:
         print(write_strings(read_manifest(args.manifest), args.out, args))
     except (BadManifest, BadAudio, OSError) as error:

@@ -15,6 +15,7 @@ fewer than --min-count utterances, damaged or no text, or more text than audio; 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -64,10 +65,16 @@ def main(argv: list[str] | None = None) -> int:
         report = prepare_texts(
             options.manifest, options.out, also=options.also, **text_choices(options)
         )
+        print(report, flush=True)
+    except BrokenPipeError:  # `text.py … | head`: whoever reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"text.py: {error}", file=sys.stderr)
         return 2
-    print(report)
+    except KeyboardInterrupt:
+        print("\ntext.py: interrupted, nothing was written.", file=sys.stderr)
+        return 130
     return 0
 
 
