@@ -206,8 +206,6 @@ class TextRules:
         return unicodedata.normalize("NFC", text)
 
     def _cased(self, text: str) -> str:
-        from w2v_plugin.text import change_case  # with SpeechBrain: `w2v --help` shall not wait
-
         turkic = self.language.split("-")[0] in ("tr", "az")
         text = text.replace("ß", "ẞ") if self.case == "upper" else text
         text = change_case(text, self.case, turkic=turkic)
