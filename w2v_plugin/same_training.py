@@ -50,8 +50,8 @@ def check_same(
     begun = any(any(Path(folder).glob("CKPT+*")) for folder in checkpoints)
     if begun and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = {key: (before.get(key), value) for key, value in now.items()}
-        changed = [f"{key}: {a}, now {b}" for key, (a, b) in other.items() if a != b]
+        other = {key: (before[key], now[key]) for key in now.keys() & before.keys()}
+        changed = [f"{key}: {a}, now {b}" for key, (a, b) in sorted(other.items()) if a != b]
         if changed:
             raise ValueError(
                 f"{path.parent} has checkpoints of another training ({'; '.join(changed)}). Choose "
