@@ -29,6 +29,7 @@ import measure
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from w2v_plugin.ctc import Wav2Vec2CTC
@@ -140,12 +141,16 @@ def step_section(arguments: argparse.Namespace) -> None:
         median = f"{statistics.median(times):.2f}"
         rows.append([name, median, f"{ratio:.2f}", f"{low:.2f}-{high:.2f}"])
     losses = ", ".join(f"{name} {loss:.6f}" for name, loss in found["losses"].items())
+    operations, peak = found["operations"] / 1e12, found["peak"]
     report(
         arguments,
         "step",
         "Fine-tuning step, frozen extractor",
         "Ratio: time over that of transformers in the same round, median and range; below 1 is "
-        f"faster. Loss per character on equal weights, without masks and dropout: {losses}.",
+        f"faster. transformers' step takes {operations:.2f} TFLOP, as counted by PyTorch: "
+        f"{1000 * operations / peak:.1f} s at the {peak:.0f} GFLOP/s of the fastest of several "
+        "float32 matrix products of the sizes of the model. Loss per character on equal weights, "
+        f"without masks and dropout: {losses}.",
         measure.table(["stack", "median s", "ratio", "range"], rows),
     )
 
@@ -153,7 +158,11 @@ def step_section(arguments: argparse.Namespace) -> None:
 def time_steps(rounds: int) -> dict:
     losses = equal_losses()
     jobs = {name: prepared(name)[1] for name in STACKS}
-    return {"times": measure.interleaved(jobs, rounds), "losses": losses}
+    with FlopCounterMode(display=False) as counter:
+        jobs[REFERENCE]()
+    found = {"losses": losses, "operations": counter.get_total_flops()}
+    times = measure.interleaved(jobs, rounds)
+    return found | {"times": times, "peak": measure.gemm_peak()["best"]}
 
 
 @torch.no_grad()

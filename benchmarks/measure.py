@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from w2v_plugin.products import PackedLinear
+
 HERE = Path(__file__).resolve().parent
 USUAL = "AMD EPYC"  # the processor that RESULTS.md is about
 # glibc gives freed memory back and faults it in again, which can cost more than the arithmetic;
@@ -38,6 +40,21 @@ def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
             if i:
                 times[name].append(time.perf_counter() - begin)
     return times
+
+
+@torch.inference_mode()
+def gemm_peak() -> dict[str, float]:
+    """GFLOP/s of the fastest float32 matrix products, by library and altogether."""
+    speeds: dict[str, float] = {"MKL": 0.0, "oneDNN": 0.0}
+    for rows, inputs, outputs in ((1596, 768, 3072), (1596, 3072, 768), (2048, 2048, 2048)):
+        x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+        packed = PackedLinear(weight, None)
+        products = {"MKL": lambda x=x, w=weight: x @ w.t(), "oneDNN": lambda x=x, f=packed: f(x)}
+        times = interleaved(products, 9)
+        for library, seconds in times.items():
+            speed = 2 * rows * inputs * outputs / min(seconds) / 1e9
+            speeds[library] = max(speeds[library], speed)
+    return {**speeds, "best": max(speeds.values())}
 
 
 def ratios(times: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:

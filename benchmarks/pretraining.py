@@ -39,8 +39,6 @@ from loop_overhead import loop_overhead
 from pretraining_peers import Drawn, Ours, Shape, Stack, Transformers, speechbrain_base
 from torch.utils.flop_counter import FlopCounterMode
 
-from w2v_plugin.products import PackedLinear
-
 ROWS, SAMPLES = 4, 128_000
 REFERENCE = "transformers"
 STACKS: dict[str, Callable[[Shape], Stack]] = {
@@ -142,14 +140,14 @@ def time_steps(rounds: int, threads_used: int) -> dict:
         stacks[name](wavs).backward()
         stacks[name].update(optimizers[name])
 
-    peaks = [gemm_peak()]
+    peaks = [measure.gemm_peak()]
     operations = {}
     for name in (REFERENCE, "SpeechBrain"):
         with FlopCounterMode(display=False) as counter:
             step(name)
         operations[name] = counter.get_total_flops()
     times = measure.interleaved({name: partial(step, name) for name in stacks}, rounds)
-    peaks.append(gemm_peak())
+    peaks.append(measure.gemm_peak())
     peak = {library: max(p[library] for p in peaks) for library in peaks[0]}
     return {"times": times, "operations": operations, "peak": peak, "losses": losses}
 
@@ -185,21 +183,6 @@ def equal_losses() -> dict[str, float]:
             "fairseq's arithmetic": float(fairseq(wavs, Drawn(mask, flat))),
             "w2v_plugin": float(out.contrastive.loss / out.contrastive.count),
         }
-
-
-@torch.inference_mode()
-def gemm_peak() -> dict[str, float]:
-    """GFLOP/s of the fastest float32 matrix products, by library and altogether."""
-    speeds: dict[str, float] = {"MKL": 0.0, "oneDNN": 0.0}
-    for rows, inputs, outputs in ((1596, 768, 3072), (1596, 3072, 768), (2048, 2048, 2048)):
-        x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
-        packed = PackedLinear(weight, None)
-        products = {"MKL": lambda x=x, w=weight: x @ w.t(), "oneDNN": lambda x=x, f=packed: f(x)}
-        times = measure.interleaved(products, 9)
-        for library, seconds in times.items():
-            speed = 2 * rows * inputs * outputs / min(seconds) / 1e9
-            speeds[library] = max(speeds[library], speed)
-    return {**speeds, "best": max(speeds.values())}
 
 
 # --- parts ---------------------------------------------------------------------------------------
