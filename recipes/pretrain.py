@@ -41,7 +41,7 @@ from w2v_plugin.data import speech_dataset, training_loader
 from w2v_plugin.folders import save_pretrained
 from w2v_plugin.launch import join_group, read_hparams, told
 from w2v_plugin.ranks import distributed
-from w2v_plugin.same_training import absolute, alone, check_same
+from w2v_plugin.same_training import OF_THE_ORDER, absolute, alone, check_same
 from w2v_plugin.shards import named_corpora, pretraining_speech
 from w2v_plugin.training import StepBrain, tri_stage
 from w2v_plugin.warm_start import MelRegression
@@ -111,7 +111,7 @@ def training_of(hparams: dict[str, Any]) -> dict[str, Any]:
     corpora = named_corpora(hparams["train_csv"])
     return {
         "start_from": absolute(hparams["start_from"]),
-        **{name: hparams[name] for name in ("seed", "batch_s", "valid_every")},
+        **{name: hparams[name] for name in OF_THE_ORDER},
         "sha256 of train_csv": {name: sha256(path) for name, path in corpora.items()},
     }
 

@@ -22,10 +22,8 @@ from w2v_plugin.data import by_length, speech_dataset
 from w2v_plugin.folders import load_head, load_pretrained, save_asr
 from w2v_plugin.hypotheses import Reference, write_hypotheses
 from w2v_plugin.manifests import read_manifest
-from w2v_plugin.same_training import absolute, alone, check_same
+from w2v_plugin.same_training import OF_THE_ORDER, absolute, alone, check_same
 
-# on which it depends what is heard when, and how far an epoch goes
-OF_THE_ORDER = ("seed", "batch_s", "valid_every")
 # what a table of results may want to tell apart
 SETTINGS = (
     *("pretrained", "published", "updates", "batch_s", "grad_accumulation_factor", "best_by"),

@@ -66,6 +66,8 @@ def refuse_changes(arguments: argparse.Namespace) -> None:
 
 def written(arguments: argparse.Namespace) -> str:
     """What the data depend on, as JSON; places are absolute."""
+    from w2v_plugin.same_training import absolute
+
     known = {
         name.replace("_", "-"): str(value.resolve()) if isinstance(value, Path) else value
         for name, value in vars(arguments).items()
@@ -176,6 +178,7 @@ def write_config(
 ) -> None:
     """Choose settings and write train.yaml, a recipe of its own."""
     from w2v_plugin.manifests import read_manifest, write_files
+    from w2v_plugin.same_training import absolute
     from w2v_plugin.text_report import hours as spoken
 
     out: Path = arguments.out
@@ -256,11 +259,6 @@ def filled(text: str, values: dict[str, Any]) -> str:
         if found != 1:
             raise KeyError(f"{key}: {found} lines of the YAML set it, expected one.")
     return text
-
-
-def absolute(source: str) -> str:
-    """A local path as seen from everywhere; a hub id as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def hparams_folder() -> Path:

@@ -16,6 +16,8 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from w2v_plugin.manifests import write_files
 
+# hyperparameters on which it depends what is heard when, and how far an epoch goes
+OF_THE_ORDER = ("seed", "batch_s", "valid_every")
 TRAINING = "training.json"  # beside the checkpoints: of which training they are
 
 
